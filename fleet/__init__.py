@@ -1,0 +1,1 @@
+"""The nouns of Muster and their rules: machines, tokens, jobs, events, settings, errors."""

@@ -24,7 +24,9 @@ def check_name(name: str) -> str:
     """
     remedy = "Use 1 to 63 of a-z, 0-9 and inner hyphens, such as node-3."
     if not RFC1123_LABEL.fullmatch(name):
-        raise InvalidName(f"{name[:80]!r} is not an RFC 1123 hostname in lower case.", remedy=remedy)
+        raise InvalidName(
+            f"{name[:80]!r} is not an RFC 1123 hostname in lower case.", remedy=remedy
+        )
     if name.isdigit():
         raise InvalidName(f"{name!r} is all digits and would read as a number.", remedy=remedy)
     if name in RESERVED_NAMES:

@@ -1,0 +1,151 @@
+"""TODO.md: one entry per failed run and attempt, newest last, ticked when a later attempt heals it.
+
+The text is transformed purely (`with_entry`, `ticked`); `record` and `tick` read, transform and
+replace the file under a lock, so that hooks, recorder and reconciler may all tell of one failure.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+HEADER = """\
+# TODO
+
+Failures that want a person, newest last. Muster adds entries and ticks those that a later run
+healed; edit freely, but leave the `muster:` comments where they are.
+"""
+_LOCK_SECONDS = 30
+_REASON_LENGTH = 300
+_EXCERPT_LINES = 20
+_EXCERPT_WIDTH = 200
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+# Only a line that begins so is a mark: texts from outside are indented further or escaped.
+_ENTRY = re.compile(
+    r"^- \[(?P<tick>[ x])\] (?P<title>.*)\n(?P<body>(?:^(?!- \[).*\n?)*?)"
+    r"^  <!-- muster: run=(?P<run>[\w-]+) attempt=(?P<attempt>\d+) machine=(?P<machine>\S+) -->$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A failure. `excerpt` is redacted log text; `run_url` leads to the run in Prefect's UI."""
+
+    at: datetime
+    machine: str
+    step: str
+    reason: str
+    flow_run_id: str
+    attempt: int
+    run_url: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An entry as found in the file."""
+
+    open: bool
+    title: str
+    machine: str
+    flow_run_id: str
+    attempt: int
+
+
+def record(path: Path, entry: Entry) -> bool:
+    """Add the entry unless its run and attempt stand there; returns whether it was added."""
+    return _edit(path, lambda text: with_entry(text, entry))
+
+
+def tick(path: Path, *, flow_run_id: str | None, machine: str, by: str, now: datetime) -> bool:
+    """Tick the open entries of a run (or, with None, of a machine), naming the run that healed
+    them; returns whether any was open.
+    """
+    return _edit(
+        path, lambda text: ticked(text, flow_run_id=flow_run_id, machine=machine, by=by, now=now)
+    )
+
+
+def read(path: Path) -> list[Listed]:
+    """The entries in the file's order; none if there is no file."""
+    return parse(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parse(text: str) -> list[Listed]:
+    return [
+        Listed(
+            open=found["tick"] == " ",
+            title=found["title"],
+            machine=found["machine"],
+            flow_run_id=found["run"],
+            attempt=int(found["attempt"]),
+        )
+        for found in _ENTRY.finditer(text)
+    ]
+
+
+def with_entry(text: str, entry: Entry) -> str:
+    """`text` with `entry` at its end, or unchanged if its run and attempt stand there."""
+    marks = {(listed.flow_run_id, listed.attempt) for listed in parse(text)}
+    if (entry.flow_run_id, entry.attempt) in marks:
+        return text
+    return f"{(text or HEADER).rstrip()}\n\n{render(entry)}"
+
+
+def render(entry: Entry) -> str:
+    lines = [
+        f"- [ ] {entry.at:%F %T}Z · {_line(entry.machine)} · {_line(entry.step)}: "
+        f"{_line(entry.reason)[:_REASON_LENGTH]}",
+        f"  - run: <{entry.run_url}> (attempt {entry.attempt})",
+    ]
+    excerpt = [_line(line)[:_EXCERPT_WIDTH] for line in entry.excerpt.splitlines() if line.strip()]
+    if excerpt:
+        lines += ["", *(f"        {line}" for line in excerpt[-_EXCERPT_LINES:]), ""]
+    mark = f"run={entry.flow_run_id} attempt={entry.attempt} machine={_line(entry.machine)}"
+    lines.append(f"  <!-- muster: {mark} -->")
+    return "\n".join(lines) + "\n"
+
+
+def ticked(text: str, *, flow_run_id: str | None, machine: str, by: str, now: datetime) -> str:
+    """`text` with the matching open entries ticked, each saying by which run and when."""
+
+    def heal(found: re.Match[str]) -> str:
+        matches = found["run"] == flow_run_id if flow_run_id else found["machine"] == machine
+        if found["tick"] == "x" or not matches:
+            return found[0]
+        head, _, mark = found[0].rpartition("\n")
+        return f"- [x]{head[5:]}\n  - healed {now:%F %T}Z by run {by}\n{mark}"
+
+    return _ENTRY.sub(heal, text)
+
+
+def _line(text: str) -> str:
+    """One line of inert Markdown: no control characters, no comment or code marks."""
+    flat = _CONTROL.sub(" ", text.replace("\n", " ").replace("\t", " "))
+    return flat.replace("`", "'").replace("<!--", "<! --").replace("-->", "-- >").strip()
+
+
+def _edit(path: Path, change: Callable[[str], str]) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", timeout=_LOCK_SECONDS):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        after = change(before)
+        if after == before:
+            return False
+        _replace(path, after)
+        return True
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a whole new file and rename it over the old one, so that no crash leaves half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

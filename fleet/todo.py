@@ -27,16 +27,22 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 # Only a line that begins so is a mark: texts from outside are indented further or escaped.
 _ENTRY = re.compile(
     r"^- \[(?P<tick>[ x])\] (?P<title>.*)\n(?P<body>(?:^(?!- \[).*\n?)*?)"
-    r"^  <!-- muster: run=(?P<run>[\w-]+) attempt=(?P<attempt>\d+) machine=(?P<machine>\S+) -->$",
+    r"^  <!-- muster: run=(?P<run>[\w-]+) attempt=(?P<attempt>\d+) "
+    r"flow=(?P<flow>\S+) machine=(?P<machine>\S+) -->$",
     re.MULTILINE,
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A failure. `excerpt` is redacted log text; `run_url` leads to the run in Prefect's UI."""
+    """A failure. `excerpt` is redacted log text; `run_url` leads to the run in Prefect's UI.
+
+    `flow` is the flow's name and `machine` the machine's (or the run's limit): a later success of
+    the same flow for the same machine heals the entry.
+    """
 
     at: datetime
+    flow: str
     machine: str
     step: str
     reason: str
@@ -52,6 +58,7 @@ class Listed:
 
     open: bool
     title: str
+    flow: str
     machine: str
     flow_run_id: str
     attempt: int
@@ -62,12 +69,13 @@ def record(path: Path, entry: Entry) -> bool:
     return _edit(path, lambda text: with_entry(text, entry))
 
 
-def tick(path: Path, *, flow_run_id: str | None, machine: str, by: str, now: datetime) -> bool:
-    """Tick the open entries of a run (or, with None, of a machine), naming the run that healed
-    them; returns whether any was open.
+def tick(path: Path, *, flow_run_id: str, flow: str, machine: str, now: datetime) -> bool:
+    """Tick the open entries that the success of run `flow_run_id` heals: its own earlier attempts,
+    and those of the same flow for the same machine. Returns whether any was open.
     """
     return _edit(
-        path, lambda text: ticked(text, flow_run_id=flow_run_id, machine=machine, by=by, now=now)
+        path,
+        lambda text: ticked(text, flow_run_id=flow_run_id, flow=flow, machine=machine, now=now),
     )
 
 
@@ -81,6 +89,7 @@ def parse(text: str) -> list[Listed]:
         Listed(
             open=found["tick"] == " ",
             title=found["title"],
+            flow=found["flow"],
             machine=found["machine"],
             flow_run_id=found["run"],
             attempt=int(found["attempt"]),
@@ -106,22 +115,31 @@ def render(entry: Entry) -> str:
     excerpt = [_line(line)[:_EXCERPT_WIDTH] for line in entry.excerpt.splitlines() if line.strip()]
     if excerpt:
         lines += ["", *(f"        {line}" for line in excerpt[-_EXCERPT_LINES:]), ""]
-    mark = f"run={entry.flow_run_id} attempt={entry.attempt} machine={_line(entry.machine)}"
+    mark = (
+        f"run={entry.flow_run_id} attempt={entry.attempt} "
+        f"flow={_word(entry.flow)} machine={_word(entry.machine)}"
+    )
     lines.append(f"  <!-- muster: {mark} -->")
     return "\n".join(lines) + "\n"
 
 
-def ticked(text: str, *, flow_run_id: str | None, machine: str, by: str, now: datetime) -> str:
-    """`text` with the matching open entries ticked, each saying by which run and when."""
+def ticked(text: str, *, flow_run_id: str, flow: str, machine: str, now: datetime) -> str:
+    """`text` with the entries that the run heals ticked, each saying by which run and when."""
+    healed = (_word(flow), _word(machine))
 
     def heal(found: re.Match[str]) -> str:
-        matches = found["run"] == flow_run_id if flow_run_id else found["machine"] == machine
+        matches = found["run"] == flow_run_id or (found["flow"], found["machine"]) == healed
         if found["tick"] == "x" or not matches:
             return found[0]
         head, _, mark = found[0].rpartition("\n")
-        return f"- [x]{head[5:]}\n  - healed {now:%F %T}Z by run {by}\n{mark}"
+        return f"- [x]{head[5:]}\n  - healed {now:%F %T}Z by run {flow_run_id}\n{mark}"
 
     return _ENTRY.sub(heal, text)
+
+
+def _word(text: str) -> str:
+    """A word for the mark, free of white space; `-` when there is nothing to say."""
+    return re.sub(r"\s+", "", _line(text)) or "-"
 
 
 def _line(text: str) -> str:

@@ -10,7 +10,6 @@ from fleet.errors import UnknownJob
 from fleet.models import Job
 from fleet.states import (
     JOB_TRANSITIONS,
-    MACHINE_TRANSITIONS,
     JobState,
     MachineState,
     check_job_transition,
@@ -102,30 +101,37 @@ def succeeded(session: Session, job_id: str, *, now: datetime) -> Job:
     return Job.model_validate(row)
 
 
-def ended(session: Session, job_id: str, outcome: JobState, *, now: datetime, reason: str) -> Job:
-    """The job failed or was cancelled (`outcome`); its machine, if it was waiting or being
-    configured and no other job of it is active, is `failed` for `reason`.
+def ended(
+    session: Session,
+    job_id: str,
+    outcome: JobState,
+    *,
+    now: datetime,
+    reason: str,
+    attempt: int | None = None,
+) -> Job:
+    """The job failed or was cancelled (`outcome`). Its machine fails with it, for `reason`,
+    unless it has become ready, was not being worked on, or another job of it is running.
 
-    Calling it again for an ended job changes nothing.
+    Nothing changes for a job that has ended, nor when `attempt` names an attempt that is over.
     """
     row = _row(session, job_id, lock=True)
-    if outcome not in JOB_TRANSITIONS[JobState(row.state)]:
+    old = JobState(row.state)
+    if outcome not in JOB_TRANSITIONS[old] or attempt not in {None, row.attempts}:
         return Job.model_validate(row)
-    was_queued = row.state == JobState.QUEUED
     row.state, row.finished_at, row.error = outcome, now, reason
     session.flush()
-    state = MachineState(row.machine.state)
-    if was_queued or MachineState.FAILED not in MACHINE_TRANSITIONS[state]:
-        pass
-    elif state is not MachineState.READY and not _other_running(session, row):
-        machines.transition(
-            session, row.machine_id, MachineState.FAILED, now=now, message=reason,
-            reason=reason, job_id=row.id,
-        )  # fmt: skip
     events.record(
         session, at=now, kind=f"job-{outcome}", message=reason, machine_id=row.machine_id,
         job_id=row.id,
     )  # fmt: skip
+    state = MachineState(row.machine.state)
+    works = state in {MachineState.CALLED_HOME, MachineState.CONFIGURING}
+    if old is not JobState.QUEUED and works and not _other_running(session, row):
+        machines.transition(
+            session, row.machine_id, MachineState.FAILED, now=now, message=f"job {outcome}",
+            reason=reason, job_id=row.id,
+        )  # fmt: skip
     return Job.model_validate(row)
 
 

@@ -75,6 +75,12 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def held_runs(locks_dir: Path) -> list[str]:
+    """The ids of the flow runs whose process lives on this host."""
+    paths = sorted(locks_dir.glob("run-*.lock"))
+    return [path.stem.removeprefix("run-") for path in paths if is_held(path)]
+
+
 def _acquire(
     path: Path, *, what: str, timeout: float, waiting: Callable[[str], None] | None
 ) -> int:

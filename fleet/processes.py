@@ -10,6 +10,8 @@ import psutil
 
 MACHINE_MARK = "MUSTER_MARK_MACHINES"
 RUN_MARK = "MUSTER_MARK_FLOW_RUN"
+# Set by Prefect's process worker in the environment of every flow run's process.
+PREFECT_RUN_MARK = "PREFECT__FLOW_RUN_ID"
 HOME_MARK = "MUSTER_MARK_HOME"
 
 

@@ -37,35 +37,35 @@ class Settings(BaseSettings):
 
     # the API
     api_host: str = "127.0.0.1"
-    api_port: int = Field(8100, ge=1, le=65535)
+    api_port: int = Field(default=8100, ge=1, le=65535)
     api_namespace_binds: CommaSeparated = ()
     api_keys: CommaSeparated = ()
     public_url: str | None = None
     trusted_proxies: CommaSeparated = ()
     rate_limit: str = "120/minute"
-    body_limit: int = Field(65_536, ge=1024)
+    body_limit: int = Field(default=65_536, ge=1024)
     token_life: int = Field(7 * 86_400, ge=60)
 
     # handing jobs to Prefect
-    outbox_rate: float = Field(5.0, gt=0)
-    reconcile_every: float = Field(20.0, gt=0)
-    lost_run_grace: float = Field(30.0, gt=0)
+    outbox_rate: float = Field(default=5.0, gt=0)
+    reconcile_every: float = Field(default=20.0, gt=0)
+    lost_run_grace: float = Field(default=30.0, gt=0)
 
     # Prefect
     prefect_host: str = "127.0.0.1"
-    prefect_port: int = Field(4200, ge=1, le=65535)
+    prefect_port: int = Field(default=4200, ge=1, le=65535)
     prefect_auth_string: SecretStr | None = None
     prefect_database_url: SecretStr | None = None
     work_pool: str = "provisioning"
-    max_runs: int = Field(4, ge=1)
+    max_runs: int = Field(default=4, ge=1)
 
     # configuring machines
     playbook: Path = CHECKOUT / "playbook.yaml"
-    run_timeout: float = Field(3600.0, gt=0)
-    lock_timeout: float = Field(1800.0, gt=0)
-    connect_timeout: int = Field(10, ge=1)
-    transient_retries: int = Field(3, ge=0)
-    transient_retry_delay: float = Field(10.0, ge=0)
+    run_timeout: float = Field(default=3600.0, gt=0)
+    lock_timeout: float = Field(default=1800.0, gt=0)
+    connect_timeout: int = Field(default=10, ge=1)
+    transient_retries: int = Field(default=3, ge=0)
+    transient_retry_delay: float = Field(default=10.0, ge=0)
     ssh_user: str = "root"
     ssh_key_path: Path | None = None
     ssh_proxies: CommaSeparated = ()
@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     debian_security_mirror: str | None = None
 
     # starting and stopping
-    start_timeout: float = Field(120.0, gt=0)
-    ready_timeout: float = Field(900.0, gt=0)
+    start_timeout: float = Field(default=120.0, gt=0)
+    ready_timeout: float = Field(default=900.0, gt=0)
 
     @field_validator(
         "api_namespace_binds", "api_keys", "trusted_proxies", "ssh_proxies", mode="before"

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from fleet import jobs, locks, processes, todo
-from fleet.models import Job
 from fleet.redaction import Redactor
 from fleet.registry import Registry
 from fleet.settings import Settings
 from fleet.states import JobState
 from netboot.orchestrator import (
     FAILED_STATES,
+    FINAL_STATES,
     FlowRun,
     LogLine,
     Orchestrator,
@@ -48,7 +48,14 @@ def lost_state(run: FlowRun, *, held: bool, now: datetime, grace: float) -> str 
     return "CANCELLED" if run.state_type == "CANCELLING" else "CRASHED"
 
 
-def job_end(job: Job, run: FlowRun | None) -> tuple[JobState, str] | None:
+def is_stray(run: FlowRun, *, now: datetime, grace: float) -> bool:
+    """Whether a run whose process still lives ended more than `grace` seconds ago."""
+    if run.state is None or run.state_type not in FINAL_STATES:
+        return False
+    return (now - run.state.timestamp).total_seconds() >= grace
+
+
+def job_end(run: FlowRun | None) -> tuple[JobState, str] | None:
     """How an unfinished job ended, judged by its flow run (None: Prefect has none), or None."""
     if run is None:
         return JobState.FAILED, "its flow run is gone from Prefect; muster job retry makes another"
@@ -106,6 +113,7 @@ class Reconciler:
     def reconcile(self) -> None:
         """One pass. Raises PrefectUnavailable, with what was done so far kept."""
         self._settle_lost_runs()
+        self._end_stray_processes()
         self._end_jobs()
         self._record_failures()
 
@@ -121,6 +129,17 @@ class Reconciler:
             logger.warning("run %s is lost (%d processes ended): %s", run.name, ended, state)
             self._orchestrator.settle(run.id, state, LOST)
 
+    def _end_stray_processes(self) -> None:
+        """End the processes of runs that have ended by decree: Prefect leaves them running."""
+        held = locks.held_runs(self._settings.locks_dir)
+        now = datetime.now(UTC)
+        for run in self._orchestrator.runs(held).values():
+            if is_stray(run, now=now, grace=self._settings.lost_run_grace):
+                left = processes.marked(processes.RUN_MARK, run.id)
+                left += processes.marked(processes.PREFECT_RUN_MARK, run.id)
+                ended = processes.end(left, grace=_ENDING_SECONDS)
+                logger.warning("run %s is %s: %d processes ended", run.name, run.state_type, ended)
+
     def _end_jobs(self) -> None:
         with self._registry.read() as session:
             unfinished = jobs.unfinished(session)
@@ -128,11 +147,14 @@ class Reconciler:
         for job in unfinished:
             if job.flow_run_id is None:
                 continue
-            end = job_end(job, runs.get(job.flow_run_id))
+            end = job_end(runs.get(job.flow_run_id))
             if end is not None:
                 outcome, reason = end
                 with self._registry.write() as session:
-                    jobs.ended(session, job.id, outcome, now=datetime.now(UTC), reason=reason)
+                    jobs.ended(
+                        session, job.id, outcome, now=datetime.now(UTC), reason=reason,
+                        attempt=job.attempts,
+                    )  # fmt: skip
                 logger.info("job %s of %s: %s", job.id, job.machine_name, outcome)
 
     def _record_failures(self) -> None:

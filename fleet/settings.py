@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     trusted_proxies: CommaSeparated = ()
     rate_limit: str = "120/minute"
     body_limit: int = Field(default=65_536, ge=1024)
-    token_life: int = Field(7 * 86_400, ge=60)
+    token_life: int = Field(default=7 * 86_400, ge=60)
 
     # handing jobs to Prefect
     outbox_rate: float = Field(default=5.0, gt=0)

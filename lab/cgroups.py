@@ -79,12 +79,6 @@ def remove_group(kind: CgroupKind, group: str, root: Path = CGROUP_ROOT) -> None
         wait_until(lambda top=top: _removed(top), what=f"the control group {top}", timeout=10)
 
 
-def remove_empty_parent(kind: CgroupKind, group: str, root: Path = CGROUP_ROOT) -> None:
-    """Remove the group that held the machines' groups, unless one is left."""
-    for hierarchy in _hierarchies(kind, root):
-        _rmdir(hierarchy / group)
-
-
 def _hierarchies(kind: CgroupKind, root: Path) -> Sequence[Path]:
     if kind is CgroupKind.SCOPE:
         return ()

@@ -153,15 +153,16 @@ def get_machine(settings: Settings, name: str) -> LabMachine:
     return describe(settings, load_record(settings, name))
 
 
-def console_command(settings: Settings, name: str) -> list[str]:
-    """A command that opens a root shell in a running machine. Raises SetupFailed."""
+def console_command(settings: Settings, name: str, command: Sequence[str] = ()) -> list[str]:
+    """What opens a root shell, or runs `command`, in a running machine. Raises SetupFailed."""
     machine = get_machine(settings, name)
     if machine.leader_pid is None:
         raise _not_running(name)
-    enter = ["nsenter", f"--target={machine.leader_pid}", "--all", "--wd=/root"]
+    enter = ["nsenter", f"--target={machine.leader_pid}", "--all"]
     terminal = f"TERM={os.environ.get('TERM', 'dumb')}"
     path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    return [*enter, "env", "-i", terminal, path, "HOME=/root", "USER=root", "bash", "--login"]
+    inner = list(command) or ["bash", "--login"]
+    return [*enter, "env", "--chdir=/root", "-i", terminal, path, "HOME=/root", "USER=root", *inner]
 
 
 def describe(settings: Settings, record: MachineRecord) -> LabMachine:

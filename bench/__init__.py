@@ -1,0 +1,1 @@
+"""Figures, not verdicts: each module measures one thing and prints what it saw."""

@@ -5,7 +5,7 @@ Nothing outside this file assigns a machine's state, and each change leaves an e
 
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -50,6 +50,13 @@ def listing(session: Session, *, retired: bool = False) -> list[Machine]:
     if not retired:
         query = query.where(MachineRow.state != MachineState.RETIRED)
     return [Machine.model_validate(row) for row in session.scalars(query)]
+
+
+def counts(session: Session) -> dict[str, int]:
+    """How many machines are in each state."""
+    tally = {str(state): 0 for state in MachineState}
+    found = session.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
+    return tally | {state: count for state, count in found.tuples()}
 
 
 def transition(

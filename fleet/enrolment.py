@@ -160,6 +160,15 @@ def machine_of_token(session: Session, token: str, *, now: datetime) -> Machine:
     return Machine.model_validate(row.machine)
 
 
+def is_usable(session: Session, token: str, *, now: datetime) -> bool:
+    """Whether a call home with this token would be taken, host keys aside."""
+    row = session.scalar(select(TokenRow).where(TokenRow.digest == digest(token)))
+    if row is None:
+        return False
+    facts = _facts(row)
+    return judge(facts, facts.ssh_host_keys or (), now) is None
+
+
 def spend_tokens(session: Session, machine_id: str, *, now: datetime) -> None:
     """End the enrolment: a ready machine's tokens accept no further call home."""
     session.execute(

@@ -1,0 +1,1 @@
+"""`./muster`: the commands for people, and the supervisor behind `up`."""

@@ -1,0 +1,68 @@
+"""The command line: which commands there are, and how a failure is told.
+
+The files of the commands import what they need when they run: `./muster machine list` shall not
+wait for what only `up` needs.
+"""
+
+import sys
+
+import typer
+
+from cli import job, key, lab, machine, test, todo, up
+from fleet.errors import MusterError
+
+app = typer.Typer(
+    name="muster",
+    help="From a pile of old PCs to a cluster you can talk to.",
+    epilog="Settings come from options, MUSTER_ variables or muster.toml: see docs/settings.md.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("test", context_settings=test.CONTEXT)(test.test)
+app.add_typer(machine.app, name="machine")
+app.add_typer(job.app, name="job")
+app.command("todo")(todo.todo)
+app.add_typer(lab.app, name="lab")
+app.add_typer(key.app, name="key")
+
+
+def main() -> None:
+    """Run a command; a failure is a line of what happened and one of what to do next."""
+    try:
+        app(prog_name="muster")
+    except MusterError as error:
+        tell_failure(error.detail, error.remedy)
+        sys.exit(1)
+    except ValueError as error:
+        problems = _settings_problems(error)
+        if not problems:
+            raise
+        for problem in problems:
+            tell_failure(problem, "docs/settings.md describes every setting.")
+        sys.exit(1)
+
+
+def tell_failure(detail: str, remedy: str) -> None:
+    """Print a failure to standard error: the remedy, if there is one, on a line of its own."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text(f"✗ {detail}", style="bold red"))
+    if remedy:
+        console.print(Text(f"  {remedy}"))
+
+
+def _settings_problems(error: ValueError) -> list[str]:
+    """What is wrong with which MUSTER_ variable, if the error is about the settings."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    if isinstance(error, ValidationError) and error.title == "Settings":
+        return [
+            f"MUSTER_{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+    return [str(error)] if isinstance(error, SettingsError) else []

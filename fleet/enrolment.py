@@ -227,8 +227,8 @@ def _record_call(
     )  # fmt: skip
     # While it is being configured it stays so; its new job waits for the machine's lock.
     if machine.state != MachineState.CONFIGURING:
-        machines.transition(
-            session, machine.id, MachineState.CALLED_HOME, now=now,
+        machines.move(
+            session, machine, MachineState.CALLED_HOME, now=now,
             message=f"{machine.name} waits to be configured", job_id=job.id,
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ def counts(session: Session) -> dict[str, int]:
     """How many machines are in each state."""
     tally = {str(state): 0 for state in MachineState}
     found = session.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
-    return tally | {state: count for state, count in found.tuples()}
+    return tally | dict(found.tuples())
 
 
 def transition(
@@ -74,9 +74,24 @@ def transition(
     `reason` is what `machine show` says of a failure. Raises UnknownMachine, IllegalTransition.
     """
     row = _row(session, machine_id, lock=True)
+    move(session, row, new, now=now, message=message, reason=reason, job_id=job_id)
+    return Machine.model_validate(row)
+
+
+def move(
+    session: Session,
+    row: MachineRow,
+    new: MachineState,
+    *,
+    now: datetime,
+    message: str,
+    reason: str | None = None,
+    job_id: str | None = None,
+) -> None:
+    """`transition` for a caller that has read `row` in this transaction, and locked it."""
     old = MachineState(row.state)
     if old is new:
-        return Machine.model_validate(row)
+        return
     check_machine_transition(row.name, old, new)
     row.state = new
     row.reason = reason
@@ -87,7 +102,6 @@ def transition(
         session, at=now, kind=new, message=message, machine_id=row.id, job_id=job_id,
         data={"from": old, "to": new},
     )  # fmt: skip
-    return Machine.model_validate(row)
 
 
 def retire(session: Session, reference: str, *, now: datetime) -> Machine:
@@ -120,7 +134,10 @@ def has_active_job(session: Session, machine_id: str) -> bool:
 def _row(session: Session, reference: str, *, lock: bool = False) -> MachineRow:
     by_name = (MachineRow.name == reference) & (MachineRow.state != MachineState.RETIRED)
     query = select(MachineRow).where((MachineRow.id == reference) | by_name)
-    row = session.scalar(query.with_for_update() if lock else query)
+    if lock:
+        # What was read before the lock was held may have changed meanwhile.
+        query = query.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(query)
     if row is None:
         raise UnknownMachine(
             f"There is no machine {reference[:80]!r}.", remedy="See: muster machine list"

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from fleet import enrolment
 from fleet.enrolment import Accepted, Refused
-from fleet.errors import InvalidRequest
+from fleet.errors import InvalidRequest, TokenUnknown
 from fleet.reports import CallHome
 from netboot.access import Token
 from netboot.metrics import CALL_HOME_PATH
@@ -54,7 +54,11 @@ async def call_home(
     now = utc_now()
 
     def take(session: Session) -> Accepted | Refused:
-        return enrolment.call_home(session, token, report, peer=peer, now=now)
+        try:
+            return enrolment.call_home(session, token, report, peer=peer, now=now)
+        except TokenUnknown as error:
+            # Nothing was written: a stranger's call spoils no transaction that others share.
+            return Refused(error)
 
     outcome = await services.writer.run(take)
     if isinstance(outcome, Refused):

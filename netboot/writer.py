@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from fleet.errors import MusterError
 from fleet.registry import Registry
 
 T = TypeVar("T")
@@ -87,26 +86,14 @@ class GroupWriter:
     def _write(self, batch: list[_Work]) -> None:
         try:
             with self._registry.write() as session:
-                outcomes = [_attempt(session, work) for work in batch]
+                results = [work.action(session) for work in batch]
         except Exception as error:
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
-            # One of them cannot be written; alone, each gets an answer of its own.
+            # One of them failed; alone, each gets an answer of its own.
             for work in batch:
                 self._write([work])
             return
-        for work, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, MusterError):
-                work.future.set_exception(outcome)
-            else:
-                work.future.set_result(outcome)
-
-
-def _attempt(session: Session, work: _Work) -> Any:
-    """The action's result, or the MusterError it raised, with nothing of it kept."""
-    try:
-        with session.begin_nested():
-            return work.action(session)
-    except MusterError as error:
-        return error
+        for work, result in zip(batch, results, strict=True):
+            work.future.set_result(result)

@@ -45,6 +45,9 @@ def list_jobs(
     if as_json:
         print_json(found)
         return
+    if not found:
+        typer.echo("There are no such jobs.")
+        return
     now = datetime.now(UTC)
     rows = [
         (job.id, job.machine_name, job.state, job.attempts, since(job.created_at, now), job.error)

@@ -30,6 +30,9 @@ def list_machines(
     if as_json:
         print_json(found)
         return
+    if not found:
+        typer.echo("There are no machines yet: muster machine add NAME")
+        return
     now = datetime.now(UTC)
     print_table(
         ("name", "state", "address", "since", "reason"),

@@ -12,10 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import psutil
 from pydantic import ValidationError
 
 from fleet.errors import DeadlineExceeded, InvalidRequest, SetupFailed
@@ -24,16 +22,10 @@ from fleet.settings import CHECKOUT, Settings
 from lab import cgroups, network
 from lab.addresses import lab_names, lab_subnet
 from lab.image import Progress, ensure_base
+from lab.keepers import clear_remains, find_processes
 from lab.launch import FileSpec, LaunchSpec
 from lab.packages import require_host
-from lab.processes import (
-    ProcessMark,
-    children_of,
-    kill_and_wait,
-    mark_process,
-    send_signal,
-    wait_until,
-)
+from lab.processes import send_signal, wait_until
 from lab.provision import InjectedFile, machine_files
 from lab.store import (
     MachineRecord,
@@ -44,14 +36,12 @@ from lab.store import (
     load_record,
     machine_folder,
     machine_lock,
-    read_mark,
 )
 
 _LAUNCH_TIMEOUT = 60.0
 _SSHD_TIMEOUT = 60.0
 _SSH_PORT = 22
 _HALT = signal.SIGRTMIN + 3
-_NSPAWN_RUN_DIR = Path("/run/systemd/nspawn")
 
 
 @dataclass(frozen=True)
@@ -63,18 +53,6 @@ class LabMachine:
     address: str
     leader_pid: int | None
     netns: str
-
-
-@dataclass(frozen=True)
-class _Processes:
-    """The live processes that carry one machine, outermost first."""
-
-    supervisor: ProcessMark | None
-    nspawn: ProcessMark | None
-    leader: ProcessMark | None
-
-    def all(self) -> tuple[ProcessMark, ...]:
-        return tuple(mark for mark in (self.supervisor, self.nspawn, self.leader) if mark)
 
 
 def boot(
@@ -174,38 +152,6 @@ def describe(settings: Settings, record: MachineRecord) -> LabMachine:
         leader_pid=leader.pid if leader else None,
         netns=lab_names(settings.home).machine_netns(record.number),
     )
-
-
-def find_processes(settings: Settings, record: MachineRecord) -> _Processes:
-    """The live processes of a machine, also where a crash took some of them.
-
-    Nothing but the machine lives in its network namespace, so its PID 1 is found there when
-    the processes above it are gone.
-    """
-    supervisor = read_mark(machine_folder(settings, record.name) / "process.json")
-    nspawn = next(iter(children_of(supervisor)), None) if supervisor else None
-    if nspawn:
-        return _Processes(supervisor, nspawn, _first_leader(children_of(nspawn)))
-    names = lab_names(settings.home)
-    leader = _first_leader(network.processes_in(names.machine_netns(record.number)))
-    parent = _parent_nspawn(leader, names.machine_netns(record.number)) if leader else None
-    return _Processes(supervisor, parent, leader)
-
-
-def clear_remains(settings: Settings, record: MachineRecord) -> None:
-    """Kill what still runs of a machine, and remove its namespace and control groups."""
-    names = lab_names(settings.home)
-    netns = names.machine_netns(record.number)
-    marks = (*find_processes(settings, record).all(), *network.processes_in(netns))
-    kill_and_wait(marks, what=f"the processes of {record.name}")
-    with lab_lock(settings):
-        network.detach(names, record.number)
-    cgroups.remove_group(cgroups.detect_kind(), names.cgroup(record.number))
-    for folder in ("propagate", "unix-export"):
-        remains = _NSPAWN_RUN_DIR / folder / netns
-        if remains.is_dir():
-            shutil.rmtree(remains)
-    (machine_folder(settings, record.name) / "process.json").unlink(missing_ok=True)
 
 
 def _start(
@@ -312,29 +258,6 @@ def _file_specs(files: Iterable[InjectedFile]) -> tuple[FileSpec, ...]:
             f"A file cannot be put into a machine: {error.errors()[0]['msg']}.",
             remedy="Give a plain absolute path and a mode of four octal digits.",
         ) from error
-
-
-def _first_leader(candidates: Iterable[ProcessMark]) -> ProcessMark | None:
-    return next((mark for mark in candidates if _is_leader(mark.pid)), None)
-
-
-def _is_leader(pid: int) -> bool:
-    """Whether a process is PID 1 of the pid namespace right below ours."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    line = next((line for line in status.splitlines() if line.startswith("NSpid:")), "")
-    return line.split()[2:] == ["1"]
-
-
-def _parent_nspawn(leader: ProcessMark, machine: str) -> ProcessMark | None:
-    try:
-        parent = psutil.Process(leader.pid).parent()
-        ours = parent is not None and f"--machine={machine}" in parent.cmdline()
-    except psutil.NoSuchProcess:
-        return None
-    return mark_process(parent.pid) if parent and ours else None
 
 
 def _not_running(name: str) -> SetupFailed:

@@ -13,7 +13,8 @@ from pathlib import Path
 from fleet.settings import Settings
 from lab import cgroups, network
 from lab.addresses import lab_names
-from lab.machine import clear_remains, find_processes, stop
+from lab.keepers import clear_remains, find_processes
+from lab.machine import stop
 from lab.processes import kill_and_wait
 from lab.proxy_process import find_proxy, stop_proxy
 from lab.store import lab_folder, lab_lock, list_records, machine_lock

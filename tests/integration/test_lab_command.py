@@ -37,13 +37,13 @@ def lab_home(home: Path) -> Iterator[Path]:
 def lab(*arguments: str) -> str:
     """Run a command; returns what it prints, and raises what it raises."""
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert 0 == result.exit_code, result.output
     return result.stdout
 
 
 def test_an_empty_laboratory_is_an_empty_array(home: Path) -> None:
     """Listing needs neither root nor anything that runs, and makes nothing."""
-    assert json.loads(lab("list", "--json")) == []
+    assert [] == json.loads(lab("list", "--json"))
     assert "State" in lab("list")
     assert not home.exists()
 
@@ -59,7 +59,7 @@ def test_a_machines_day(lab_home: Path) -> None:
     [stopped] = json.loads(lab("list", "--json"))
     assert ("stopped", None) == (stopped["state"], stopped["leader_pid"])
     lab("destroy", "node-1")
-    assert json.loads(lab("list", "--json")) == []
+    assert [] == json.loads(lab("list", "--json"))
 
 
 @pytest.mark.root
@@ -67,7 +67,7 @@ def test_the_exit_code_of_a_command_inside_is_the_consoles(lab_home: Path) -> No
     """`console NAME -- COMMAND` ends as the command ended."""
     lab("boot", "node-1")
     result = CliRunner().invoke(app, ["console", "node-1", "--", "sh", "-c", "exit 7"])
-    assert result.exit_code == 7
+    assert 7 == result.exit_code
 
 
 @pytest.mark.root

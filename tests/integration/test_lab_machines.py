@@ -19,6 +19,7 @@ from fleet.settings import CHECKOUT, Settings
 from lab import machine, network, teardown
 from lab.addresses import lab_names, lab_subnet
 from lab.image import ensure_base
+from lab.keepers import find_processes
 from lab.packages import missing_packages
 from lab.processes import is_alive, mark_process, wait_until
 from lab.provision import InjectedFile
@@ -52,7 +53,7 @@ def inside(settings: Settings, name: str, *command: str) -> str:
         check=False,
         timeout=120,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert 0 == result.returncode, result.stdout + result.stderr
     return result.stdout.strip()
 
 
@@ -111,9 +112,9 @@ def test_a_machine_is_a_whole_debian_13(lab: Settings) -> None:
     """systemd finds nothing failed, the network is online, and the release is trixie."""
     ensure_proxy(lab)
     machine.boot(lab, "node-1")
-    assert inside(lab, "node-1", "systemctl", "is-system-running", "--wait") == "running"
+    assert "running" == inside(lab, "node-1", "systemctl", "is-system-running", "--wait")
     inside(lab, "node-1", "systemctl", "start", "network-online.target")
-    assert inside(lab, "node-1", "hostname") == "node-1"
+    assert "node-1" == inside(lab, "node-1", "hostname")
     assert "trixie" in inside(lab, "node-1", "cat", "/etc/os-release")
 
 
@@ -123,7 +124,7 @@ def test_packages_come_through_the_proxy(lab: Settings) -> None:
     machine.boot(lab, "node-1")
     inside(lab, "node-1", "apt-get", "update", "--error-on=any")
     inside(lab, "node-1", "apt-get", "install", "--yes", "hello")
-    assert inside(lab, "node-1", "hello") == "Hello, world!"
+    assert "Hello, world!" == inside(lab, "node-1", "hello")
     assert list((lab.cache_dir / "archives/debian/pool").rglob("hello_*.deb"))
 
 
@@ -140,12 +141,12 @@ def test_what_is_injected_is_there_before_the_boot(lab: Settings) -> None:
     ]
     machine.boot(lab, "node-1", files, ["probe.service"])
     inside(lab, "node-1", "systemctl", "is-system-running", "--wait")
-    assert inside(lab, "node-1", "cat", "/root/seen") == "first"
-    assert inside(lab, "node-1", "stat", "-c", "%a %U %G", "/etc/muster/token") == "600 root root"
+    assert "first" == inside(lab, "node-1", "cat", "/root/seen")
+    assert "600 root root" == inside(lab, "node-1", "stat", "-c", "%a %U %G", "/etc/muster/token")
     machine.stop(lab, "node-1")
     machine.boot(lab, "node-1", [InjectedFile("/etc/muster/token", b"second", 0o600)])
     inside(lab, "node-1", "systemctl", "is-system-running", "--wait")
-    assert inside(lab, "node-1", "cat", "/root/seen") == "second"
+    assert "second" == inside(lab, "node-1", "cat", "/root/seen")
 
 
 def test_two_machines_share_the_base_and_nothing_else(lab: Settings) -> None:
@@ -157,15 +158,15 @@ def test_two_machines_share_the_base_and_nothing_else(lab: Settings) -> None:
     for file in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub", "/etc/hostname"):
         assert inside(lab, "node-1", "cat", file) != inside(lab, "node-2", "cat", file)
     inside(lab, "node-1", "touch", "/root/mine", "/usr/bin/mine")
-    assert inside(lab, "node-2", "sh", "-c", "ls /root /usr/bin | grep mine || true") == ""
+    assert "" == inside(lab, "node-2", "sh", "-c", "ls /root /usr/bin | grep mine || true")
     assert not (load_record(lab, "node-1").base / "usr/bin/mine").exists()
 
 
 def test_the_base_holds_no_secret_and_no_trace_of_the_host(lab: Settings) -> None:
     """No host key, machine id or resolver is shared by all machines."""
     base = ensure_base(lab)
-    assert list((base / "etc/ssh").glob("ssh_host_*")) == []
-    assert (base / "etc/machine-id").read_text() == ""
+    assert [] == list((base / "etc/ssh").glob("ssh_host_*"))
+    assert "" == (base / "etc/machine-id").read_text()
     for name in ("etc/resolv.conf", "etc/hostname", "etc/apt/sources.list"):
         assert not (base / name).exists()
 
@@ -205,10 +206,10 @@ def test_stop_leaves_the_disk_and_nothing_else(lab: Settings) -> None:
     assert {"namespace", "group", "process"} <= kinds
     machine.stop(lab, "node-1")
     teardown.release_idle(lab)
-    assert traces(lab) == []
+    assert [] == traces(lab)
     second = machine.boot(lab, "node-1")
     assert first.address == second.address
-    assert inside(lab, "node-1", "cat", "/root/file") == "kept"
+    assert "kept" == inside(lab, "node-1", "cat", "/root/file")
     assert keys == inside(lab, "node-1", "cat", "/etc/ssh/ssh_host_ed25519_key.pub")
     assert boot_id != inside(lab, "node-1", "cat", "/proc/sys/kernel/random/boot_id")
 
@@ -223,7 +224,7 @@ def test_a_machine_that_hangs_in_its_shutdown_is_killed(lab: Settings) -> None:
     machine.stop(lab, "node-1", timeout=2.0)
     assert 2.0 <= time.monotonic() - began < BOOT_LIMIT
     teardown.cleanup_leftovers(lab)
-    assert traces(lab) == []
+    assert [] == traces(lab)
 
 
 def test_a_reboot_inside_is_a_reboot(lab: Settings) -> None:
@@ -240,7 +241,7 @@ def test_a_reboot_inside_is_a_reboot(lab: Settings) -> None:
     machine.wait_for_sshd(lab, load_record(lab, "node-1"), 20)
     assert boot_id != inside(lab, "node-1", "cat", "/proc/sys/kernel/random/boot_id")
     machine.stop(lab, "node-1")
-    assert machine.get_machine(lab, "node-1").state == "stopped"
+    assert "stopped" == machine.get_machine(lab, "node-1").state
 
 
 def test_a_crashed_machine_is_seen_and_boots_again(lab: Settings) -> None:
@@ -248,11 +249,11 @@ def test_a_crashed_machine_is_seen_and_boots_again(lab: Settings) -> None:
     machine.boot(lab, "node-1")
     inside(lab, "node-1", "sh", "-c", "echo kept > /root/file")
     machine.crash(lab, "node-1")
-    assert machine.get_machine(lab, "node-1").state == "stopped"
+    assert "stopped" == machine.get_machine(lab, "node-1").state
     with pytest.raises(SetupFailed, match="does not run"):
         machine.crash(lab, "node-1")
     machine.boot(lab, "node-1")
-    assert inside(lab, "node-1", "cat", "/root/file") == "kept"
+    assert "kept" == inside(lab, "node-1", "cat", "/root/file")
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "nspawn", "both"])
@@ -260,7 +261,7 @@ def test_a_machine_without_its_keepers_is_found_and_ended(lab: Settings, victim:
     """Where the processes above PID 1 were killed, the machine still shows, stops, and leaves
     nothing."""
     machine.boot(lab, "node-1")
-    found = machine.find_processes(lab, load_record(lab, "node-1"))
+    found = find_processes(lab, load_record(lab, "node-1"))
     assert found.supervisor
     assert found.nspawn
     targets = {"supervisor": [found.supervisor], "nspawn": [found.nspawn]}
@@ -270,7 +271,7 @@ def test_a_machine_without_its_keepers_is_found_and_ended(lab: Settings, victim:
     assert machine.get_machine(lab, "node-1").leader_pid == (found.leader and found.leader.pid)
     machine.stop(lab, "node-1")
     teardown.cleanup_leftovers(lab)
-    assert traces(lab) == []
+    assert [] == traces(lab)
 
 
 def test_what_a_killed_command_left_is_cleaned_up(lab: Settings) -> None:
@@ -287,9 +288,9 @@ def test_what_a_killed_command_left_is_cleaned_up(lab: Settings) -> None:
         command.kill()
     found = teardown.cleanup_leftovers(lab)
     assert {"machine node-1", "machine node-2", "proxy"} <= set(found)
-    assert traces(lab) == []
-    assert teardown.cleanup_leftovers(lab) == ()
-    assert machine.boot(lab, "node-2").state == "running"
+    assert [] == traces(lab)
+    assert () == teardown.cleanup_leftovers(lab)
+    assert "running" == machine.boot(lab, "node-2").state
 
 
 def test_a_machine_whose_record_is_gone_is_cleaned_up(lab: Settings) -> None:
@@ -297,7 +298,7 @@ def test_a_machine_whose_record_is_gone_is_cleaned_up(lab: Settings) -> None:
     machine.boot(lab, "node-1")
     (machine_folder(lab, "node-1") / "machine.json").unlink()
     teardown.cleanup_leftovers(lab)
-    assert traces(lab) == []
+    assert [] == traces(lab)
 
 
 def test_a_mount_below_the_laboratory_is_taken_down(lab: Settings) -> None:
@@ -306,7 +307,7 @@ def test_a_mount_below_the_laboratory_is_taken_down(lab: Settings) -> None:
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], check=True)
     assert teardown.cleanup_leftovers(lab) == (f"mount {folder}",)
-    assert traces(lab) == []
+    assert [] == traces(lab)
 
 
 def test_a_stranger_with_a_recorded_pid_is_left_alone(lab: Settings) -> None:
@@ -349,7 +350,7 @@ def test_the_last_machine_takes_the_network_with_it_only_without_a_supervisor(
         machine.destroy(lab, name)
         teardown.release_idle(lab)
         assert expected is network.is_up(lab_names(lab.home))
-    assert traces(lab) == []
+    assert [] == traces(lab)
     assert not (lab_folder(lab) / "node-1").exists()
 
 
@@ -379,7 +380,7 @@ def test_a_boot_that_fails_says_why_and_leaves_nothing(
         machine.boot(lab, "node-1", files, units)
     assert failure.value.remedy
     teardown.cleanup_leftovers(lab)
-    assert traces(lab) == []
+    assert [] == traces(lab)
 
 
 def test_a_link_inside_a_machine_leads_nowhere_outside(lab: Settings, tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_a_link_inside_a_machine_leads_nowhere_outside(lab: Settings, tmp_path: 
     machine.stop(lab, "node-1")
     with pytest.raises(SetupFailed):
         machine.boot(lab, "node-1", [InjectedFile("/etc/trap/x", b"x")])
-    assert list(outside.iterdir()) == []
+    assert [] == list(outside.iterdir())
 
 
 def test_a_lost_base_is_named(lab: Settings) -> None:
@@ -429,7 +430,7 @@ def test_a_host_with_version_2_groups_alone_carries_machines(lab: Settings) -> N
         check=False,
     )
     assert (0, "running") == (result.returncode, result.stdout.strip()), result.stderr
-    assert traces(lab) == []
+    assert [] == traces(lab)
 
 
 def test_unknown_machines_are_named(lab: Settings) -> None:

@@ -134,15 +134,15 @@ def test_a_package_is_fetched_once_and_kept(
     """The second answer comes from disk, whole and the same."""
     answers = [proxy.get("/debian/pool/a/one.deb") for _ in range(2)]
     assert [(200, DEB)] * 2 == [(answer.status_code, answer.content) for answer in answers]
-    assert mirror.asked == {"/d/pool/a/one.deb": 1}
-    assert files_in(cache_dir) == {"debian/pool/a/one.deb"}
+    assert {"/d/pool/a/one.deb": 1} == mirror.asked
+    assert {"debian/pool/a/one.deb"} == files_in(cache_dir)
 
 
 def test_the_two_archives_are_kept_apart(proxy: httpx.Client, mirror: Mirror) -> None:
     """The same path in Debian's main and security archives is two files."""
     for archive in ("debian", "debian-security"):
-        assert proxy.get(f"/{archive}/pool/a/one.deb").status_code == 200
-    assert mirror.asked == {"/d/pool/a/one.deb": 1, "/s/pool/a/one.deb": 1}
+        assert 200 == proxy.get(f"/{archive}/pool/a/one.deb").status_code
+    assert {"/d/pool/a/one.deb": 1, "/s/pool/a/one.deb": 1} == mirror.asked
 
 
 def test_many_at_once_cause_one_fetch(proxy: httpx.Client, mirror: Mirror) -> None:
@@ -153,7 +153,7 @@ def test_many_at_once_cause_one_fetch(proxy: httpx.Client, mirror: Mirror) -> No
         mirror.release.set()
         answers = [answer.result() for answer in asked]
     assert {(200, DEB)} == {(answer.status_code, answer.content) for answer in answers}
-    assert mirror.asked["/d/pool/a/slow.deb"] == 1
+    assert 1 == mirror.asked["/d/pool/a/slow.deb"]
 
 
 def test_nothing_is_served_before_it_is_whole(
@@ -166,7 +166,7 @@ def test_nothing_is_served_before_it_is_whole(
     assert not (cache_dir / "debian/pool/a/slow.deb").exists()
     mirror.release.set()
     assert DEB == proxy.get("/debian/pool/a/slow.deb").content
-    assert mirror.asked["/d/pool/a/slow.deb"] == 1
+    assert 1 == mirror.asked["/d/pool/a/slow.deb"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_mirror_that_fails_leaves_nothing_in_the_cache(
     answer = proxy.get(f"/debian/{path}")
     assert (status, True) == (answer.status_code, words in answer.text)
     assert "secrets" not in answer.text
-    assert files_in(cache_dir) == set()
+    assert set() == files_in(cache_dir)
 
 
 def test_a_mirror_that_is_away_is_a_502(cache_dir: Path) -> None:
@@ -254,7 +254,7 @@ def test_only_paths_of_the_two_archives_are_answered(
     with contextlib.closing(connection):
         connection.request("GET", target)
         assert status == connection.getresponse().status
-    assert mirror.asked == {}
+    assert {} == mirror.asked
 
 
 def test_parts_that_a_killed_proxy_left_are_removed(mirror: Mirror, cache_dir: Path) -> None:
@@ -266,7 +266,7 @@ def test_parts_that_a_killed_proxy_left_are_removed(mirror: Mirror, cache_dir: P
     os.utime(incoming / "old", (1, 1))
     for proxy in serve_proxy(Mirrors(mirror.url, mirror.url), cache_dir):
         assert 200 == proxy.get("/healthz").status_code
-    assert files_in(incoming) == {"young"}
+    assert {"young"} == files_in(incoming)
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:

@@ -54,10 +54,10 @@ def test_ssh_enters_the_namespace_for_the_subnet() -> None:
     settings = Settings(home=Path("/srv/muster"), lab_subnet="10.7.0.0/24")
     entry = ssh_proxy_entry(settings)
     netns = lab_names(settings.home).netns
-    assert entry == f"10.7.0.0/24=nsenter --net=/run/netns/{netns} nc %h %p"
+    assert f"10.7.0.0/24=nsenter --net=/run/netns/{netns} nc %h %p" == entry
     assert "," not in entry
 
 
 def test_the_proxy_listens_on_the_gateway() -> None:
     """Machines find packages at the first host of the subnet."""
-    assert proxy_url(lab_subnet(Settings(lab_subnet="10.7.0.0/24"))) == "http://10.7.0.1:3142"
+    assert "http://10.7.0.1:3142" == proxy_url(lab_subnet(Settings(lab_subnet="10.7.0.0/24")))

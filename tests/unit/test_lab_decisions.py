@@ -34,7 +34,7 @@ def test_packages_that_are_not_installed_are_missing() -> None:
     """Removed packages whose configuration stays are missing, as are unknown ones."""
     statuses = "iproute2\tinstalled\nmmdebstrap\tconfig-files\n"
     wanted = ("iproute2", "mmdebstrap", "gpgv")
-    assert not_installed(wanted, statuses) == ("mmdebstrap", "gpgv")
+    assert ("mmdebstrap", "gpgv") == not_installed(wanted, statuses)
 
 
 def test_a_host_without_the_keys_of_debian_13_is_told_what_to_install(tmp_path: Path) -> None:
@@ -57,11 +57,11 @@ def test_the_keyring_is_found_on_debian_12_and_13(tmp_path: Path, suffix: str) -
 def test_the_base_has_release_updates_and_security() -> None:
     """apt is given three suites, each signed by Debian's keyring."""
     lines = source_lines(Mirrors("http://m/debian", "http://m/sec"), Path("/k.gpg"))
-    assert lines == (
+    assert (
         "deb [signed-by=/k.gpg] http://m/debian trixie main",
         "deb [signed-by=/k.gpg] http://m/debian trixie-updates main",
         "deb [signed-by=/k.gpg] http://m/sec trixie-security main",
-    )
+    ) == lines
 
 
 def test_each_architecture_has_a_base_of_its_own() -> None:
@@ -96,7 +96,7 @@ def test_a_version_2_host_under_systemd_is_left_to_systemd() -> None:
     """nspawn asks for a scope, and systemd boots without arguments."""
     command = nspawn_command(launch_spec(CgroupKind.SCOPE))
     assert "--keep-unit" not in command
-    assert command[-1] == "/usr/lib/muster-lab/init"
+    assert "/usr/lib/muster-lab/init" == command[-1]
 
 
 def test_machines_get_no_right_to_set_the_clock_or_load_modules() -> None:
@@ -136,7 +136,7 @@ def test_a_cpuset_is_filled_before_it_is_entered(tmp_path: Path) -> None:
     for folder, cpus in (("", "0-1\n"), ("lab", "\n"), ("lab/2", "\n")):
         (tmp_path / "cpuset" / folder / "cpuset.cpus").write_text(cpus)
     enter_group(CgroupKind.LEGACY, "lab/2", tmp_path)
-    assert (tmp_path / "cpuset/lab/2/cpuset.cpus").read_text() == "0-1"
+    assert "0-1" == (tmp_path / "cpuset/lab/2/cpuset.cpus").read_text()
     assert (tmp_path / "memory/lab/2/cgroup.procs").read_text() == str(os.getpid())
 
 
@@ -144,7 +144,7 @@ def test_a_process_name_cannot_confuse_the_reader() -> None:
     """Brackets and spaces in a command's name do not shift the fields behind it."""
     rest = " ".join(["S", *(str(number) for number in range(1, 50))])
     stat = parse_stat(f"42 (evil) R 1 (x) {rest}")
-    assert (stat.state, stat.started) == ("S", 19)
+    assert ("S", 19) == (stat.state, stat.started)
 
 
 def test_another_process_of_the_same_pid_is_not_ours() -> None:

@@ -83,7 +83,7 @@ def test_a_folded_field_and_a_disabled_source_are_understood() -> None:
 def test_both_formats_lead_to_the_mirrors(tmp_path: Path, files: dict[str, str]) -> None:
     """The host's own mirror is taken, whichever way and release its sources are written for."""
     found = find_mirrors(Settings(), apt_dir(tmp_path, **files))
-    assert found.debian == "http://mirror.example/debian"
+    assert "http://mirror.example/debian" == found.debian
     assert found.security.startswith("http://mirror.example/")
 
 
@@ -122,7 +122,7 @@ def test_archives_of_others_are_passed_over() -> None:
         AptSource("https://apt.example/debian", ("vendor-bookworm",)),
         AptSource("http://mirror.example/debian", ("bookworm", "bookworm-updates")),
     )
-    assert choose_mirror(sources, security=False) == "http://mirror.example/debian"
+    assert "http://mirror.example/debian" == choose_mirror(sources, security=False)
     assert choose_mirror(sources, security=True) is None
 
 

@@ -1,0 +1,1 @@
+"""One lifecycle verb per file, read aloud as its runbook."""

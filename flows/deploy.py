@@ -1,0 +1,32 @@
+"""Tell the Prefect server of pool, deployments and automation: `python -m flows.deploy`.
+
+Running it again changes nothing that is as it should be.
+"""
+
+import os
+import sys
+
+from fleet.errors import SetupFailed
+from fleet.prefect_environment import prefect_environment
+from fleet.settings import load_settings
+
+
+def main() -> int:
+    """Deploy all; the exit status. The server must be up."""
+    settings = load_settings()
+    os.environ.update(prefect_environment(settings))
+    # Prefect reads its variables when it is first imported.
+    from flows import deployments  # noqa: PLC0415
+
+    try:
+        deployments.ensure_work_pool(settings)
+        deployments.deploy(settings)
+        deployments.ensure_automation()
+    except SetupFailed as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""What the Prefect server must know: the work pool, the deployments and the automation."""
+
+import os
+import subprocess
+import sys
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.events.actions import RunDeployment
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
+
+from fleet.errors import SetupFailed
+from fleet.settings import CHECKOUT, Settings
+
+POOL_TYPE = "process"
+AUTOMATION = "record failures"
+RECORDER = "record-failure/record-failure"
+RECORDED = ("handle-call-home", "run-playbook")
+_DEPLOY_SECONDS = 120
+
+
+def ensure_work_pool(settings: Settings) -> None:
+    """Create the pool of process workers, or bring its limit and command up to date."""
+    template = ProcessWorker.get_default_base_job_template()
+    # A configured command spares each run a look for what to install; the interpreter is the one
+    # that deploys, which is the venv's.
+    command = f"{sys.executable} -m prefect.engine"
+    template["variables"]["properties"]["command"]["default"] = command
+    with get_client(sync_client=True) as client:
+        try:
+            pool = client.read_work_pool(settings.work_pool)
+        except ObjectNotFound:
+            wanted = WorkPoolCreate(
+                name=settings.work_pool,
+                type=POOL_TYPE,
+                base_job_template=template,
+                concurrency_limit=settings.max_runs,
+            )
+            client.create_work_pool(wanted)
+            return
+        if (pool.base_job_template, pool.concurrency_limit) != (template, settings.max_runs):
+            update = WorkPoolUpdate(base_job_template=template, concurrency_limit=settings.max_runs)
+            client.update_work_pool(settings.work_pool, update)
+
+
+def deploy(settings: Settings) -> None:
+    """Deploy what prefect.yaml lists. Raises SetupFailed with what Prefect said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
+        cwd=CHECKOUT,
+        env=os.environ | {"MUSTER_WORK_POOL": settings.work_pool},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_DEPLOY_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise SetupFailed(
+            f"`prefect deploy --all` failed: {done.stdout[-2000:]}",
+            remedy="See that the Prefect server runs and prefect.yaml is sound.",
+        )
+
+
+def ensure_automation() -> None:
+    """Create or update the automation that starts the recorder for each run that fails."""
+    with get_client(sync_client=True) as client:
+        wanted = automation(client.read_deployment_by_name(RECORDER).id)
+        known = client.read_automations_by_name(AUTOMATION)
+        if not known:
+            client.create_automation(wanted)
+        elif _told(known[0]) != _told(wanted):
+            client.update_automation(known[0].id, wanted)
+
+
+def automation(recorder_id: UUID) -> AutomationCore:
+    """The automation: whatever ends a deployed run as failed or crashed, the recorder looks at it.
+
+    The event is named after the state's name, so its type is matched. Only deployed runs have a
+    deployment among their related resources, and the recorder's own is not among those named.
+    """
+    return AutomationCore(
+        name=AUTOMATION,
+        description="Writes to TODO.md the failures that no hook could.",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.*"},
+            match=ResourceSpecification(
+                {
+                    "prefect.resource.id": "prefect.flow-run.*",
+                    "prefect.state-type": ["FAILED", "CRASHED"],
+                }
+            ),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "deployment", "prefect.resource.name": list(RECORDED)}
+            ),
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=recorder_id,
+                parameters={"flow_run_id": "{{ flow_run.id }}"},
+                job_variables=None,
+            )
+        ],
+    )
+
+
+def _told(automation: AutomationCore) -> dict[str, object]:
+    """What of an automation is ours to say; the server adds ids to triggers."""
+    shown = automation.model_dump(mode="json", include={"description", "trigger", "actions"})
+    shown["trigger"].pop("id", None)
+    return shown

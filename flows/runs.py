@@ -1,0 +1,108 @@
+"""The flow run that this process works on: its settings, its registry, its log."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+
+from fleet import locks, processes
+from fleet.models import Machine
+from fleet.registry import Registry, open_registry
+from fleet.settings import Settings, load_settings
+from tasks.patience import Log
+
+MACHINE_TAG = "machine:"
+_LEFTOVER_SECONDS = 5.0
+_current: ContextVar["Run"] = ContextVar("current_run")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A top-level flow run and what its steps share; flows that it calls belong to it."""
+
+    id: str
+    settings: Settings
+    registry: Registry
+
+
+def current_run() -> Run:
+    """The run of this process. Raises LookupError outside of a lifecycle flow."""
+    return _current.get()
+
+
+def flow_run_id() -> str:
+    """The id of the flow run that the calling code belongs to. Raises LookupError outside."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise LookupError("not within a flow run")
+    return str(context.flow_run.id)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@contextmanager
+def entered(flow_run_id: str) -> Iterator[Run]:
+    """Make `flow_run_id` the current run and hold its lock; a flow within a run changes nothing."""
+    run = _current.get(None)
+    if run is not None:
+        yield run
+        return
+    settings = load_settings()
+    lock = locks.run_lock_path(settings.locks_dir, flow_run_id)
+    with ExitStack() as stack:
+        stack.enter_context(
+            locks.hold(lock, what=f"flow run {flow_run_id}", timeout=settings.lost_run_grace)
+        )
+        registry = open_registry(settings.registry_url)
+        stack.callback(registry.close)
+        run = Run(flow_run_id, settings, registry)
+        token = _current.set(run)
+        stack.callback(_current.reset, token)
+        yield run
+
+
+@contextmanager
+def machines_held(run: Run, machines: Sequence[Machine], log: Log) -> Iterator[None]:
+    """Hold the locks of the machines, and end what a dead run left working on them.
+
+    Taken in the order of their ids, so that two runs never wait for each other. Raises
+    DeadlineExceeded after `settings.lock_timeout` seconds.
+    """
+    with ExitStack() as stack:
+        for machine in sorted(machines, key=lambda m: m.id):
+            path = locks.machine_lock_path(run.settings.locks_dir, machine.id)
+            stack.enter_context(
+                locks.hold(
+                    path, what=machine.name, timeout=run.settings.lock_timeout, waiting=log.info
+                )
+            )
+        end_leftovers(machines, log)
+        yield
+
+
+def end_leftovers(machines: Sequence[Machine], log: Log) -> None:
+    """End processes that still work on machines whose locks are ours: their run is dead."""
+    for machine in machines:
+        left = processes.marked_with_machine(machine.id)
+        if left:
+            count = processes.end(left, grace=_LEFTOVER_SECONDS)
+            log.warning("%s: %d processes of a dead run ended", machine.name, count)
+
+
+def label_run(names: Sequence[str]) -> None:
+    """Tag the top-level run with the machines it is about, unless it bears the tags already."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or context.flow_run.parent_task_run_id:
+        return
+    wanted = {f"{MACHINE_TAG}{name}" for name in names}
+    if wanted <= set(context.flow_run.tags):
+        return
+    tags = sorted({*context.flow_run.tags, *wanted})
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(context.flow_run.id, tags=tags)

@@ -1,0 +1,1 @@
+"""One external system per file: plain functions that do the work and return frozen models."""

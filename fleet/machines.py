@@ -56,7 +56,7 @@ def counts(session: Session) -> dict[str, int]:
     """How many machines are in each state."""
     tally = {str(state): 0 for state in MachineState}
     found = session.execute(select(MachineRow.state, func.count()).group_by(MachineRow.state))
-    return tally | dict(found.tuples())
+    return tally | {state: count for state, count in found}  # noqa: C416 - rows are no mapping
 
 
 def transition(

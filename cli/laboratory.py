@@ -15,7 +15,7 @@ from cli.packages import ensure_packages
 from cli.progress import Enrolment, decide_enrolment, describe, problem
 from cli.render import Reporter, Step
 from cli.supervisor import Supervisor, tail
-from cli.watch import Watch, find_machine
+from cli.watch import Boot, Watch, find_machine
 from fleet import enrolment, events, jobs, machines
 from fleet.errors import SetupFailed
 from fleet.registry import Registry, open_registry
@@ -50,6 +50,7 @@ class Laboratory:
         self.api_url = f"http://{lab_subnet(settings).gateway}:{settings.api_port}"
         self._reporter = reporter
         self._building: subprocess.Popen[bytes] | None = None
+        self._boots: tuple[Boot, ...] = ()
 
     def require_host(self) -> None:
         """Raise SetupFailed unless this is root; install the Debian packages it takes."""
@@ -92,8 +93,7 @@ class Laboratory:
             self._registry() as registry,
             ThreadPoolExecutor(_BOOTS_AT_ONCE) as pool,
         ):
-            for _ in pool.map(lambda name: self._boot_one(registry, name), self.names):
-                pass
+            self._boots = tuple(pool.map(lambda name: self._boot_one(registry, name), self.names))
 
     def wait_until_ready(self, running: Supervisor) -> list[str]:
         """Watch until every machine is ready or has failed, and print their timelines.
@@ -103,9 +103,9 @@ class Laboratory:
         deadline = time.monotonic() + self.settings.ready_timeout
         problems: list[str] = []
         with self._registry() as registry, closing(Orchestrator(self.settings)) as prefect:
-            for name in self.names:
-                watch = Watch(registry, prefect, running, name)
-                with self._reporter.step(f"{name} becomes ready") as step:
+            for boot in self._boots:
+                watch = Watch(registry, prefect, running, boot)
+                with self._reporter.step(f"{boot.name} becomes ready") as step:
                     problems += self._until_ready(watch, step, deadline)
             for name in self.names:
                 self._print_timeline(registry, name)
@@ -157,27 +157,35 @@ class Laboratory:
                 remedy=f"The whole log is {log}.",
             )
 
-    def _boot_one(self, registry: Registry, name: str) -> None:
-        files, units = self._enrolment_files(registry, name)
-        lab_machine.boot(self.settings, name, inject=files, enable=units)
-
-    def _enrolment_files(
-        self, registry: Registry, name: str
-    ) -> tuple[tuple[InjectedFile, ...], tuple[str, ...]]:
-        """What to put into the machine so that it calls home; nothing if it needs nothing."""
+    def _boot_one(self, registry: Registry, name: str) -> Boot:
         machine = find_machine(registry, name)
         wanted = decide_enrolment(
             machine.state if machine else None,
             has_disk=find_record(self.settings, name) is not None,
             token_usable=self._token_is_usable(registry, name),
         )
+        with registry.read() as session:
+            before = jobs.listing(session, machine=machine.id, limit=1) if machine else []
+        files = self._enrolment_files(registry, name, wanted)
+        units = (UNIT_NAME,) if files else ()
+        lab_machine.boot(self.settings, name, inject=files, enable=units)
+        is_ready = machine is not None and machine.state is MachineState.READY
+        return Boot(
+            name,
+            job_before=before[0].id if before else None,
+            calls_home=not is_ready or wanted is not Enrolment.NONE,
+        )
+
+    def _enrolment_files(
+        self, registry: Registry, name: str, wanted: Enrolment
+    ) -> tuple[InjectedFile, ...]:
+        """What to put into the machine so that it calls home; nothing if it needs nothing."""
         if wanted is Enrolment.NONE:
-            return (), ()
+            return ()
         make = enrol if wanted is Enrolment.NEW_MACHINE else renew_token
         token = make(registry, self.settings, name).token
         files = first_boot_files(self.api_url, token, operator_keys(self.settings))
-        injected = tuple(InjectedFile(file.path, file.content, file.mode) for file in files)
-        return injected, (UNIT_NAME,)
+        return tuple(InjectedFile(file.path, file.content, file.mode) for file in files)
 
     def _token_is_usable(self, registry: Registry, name: str) -> bool:
         """Whether the token on the machine's disk is still good for a call home."""
@@ -190,12 +198,12 @@ class Laboratory:
 
     def _until_ready(self, watch: Watch, step: Step, deadline: float) -> list[str]:
         look = watch.look()
-        was_ready = look.is_final and look.state is MachineState.READY
+        was_ready = look.is_ready
         while not look.is_final and time.monotonic() < deadline:
             step.detail(describe(look))
             time.sleep(_POLL_SECONDS)
             look = watch.look()
-        if not (look.is_final and look.state is MachineState.READY):
+        if not look.is_ready:
             step.failed(f"{look.machine.name} is {look.state}")
             return [problem(look, self.settings.ready_timeout, watch.last_lines())]
         step.what = f"{look.machine.name} is ready"

@@ -34,11 +34,16 @@ def decide_enrolment(
 
 @dataclass(frozen=True)
 class Look:
-    """A look at a machine and its newest job."""
+    """A look at a machine and its newest job.
+
+    `stale` says that machine and job are as they were before the machine was booted, and that a
+    new call home is to be expected.
+    """
 
     machine: Machine
     job: Job | None
     log: str = ""
+    stale: bool = False
 
     @property
     def state(self) -> MachineState:
@@ -51,9 +56,15 @@ class Look:
     @property
     def is_final(self) -> bool:
         """Whether waiting longer would change nothing by itself."""
-        if self.job is not None and self.job.state in ACTIVE_JOB_STATES:
+        if self.state is MachineState.RETIRED:
+            return True
+        if self.stale or (self.job is not None and self.job.state in ACTIVE_JOB_STATES):
             return False
-        return self.state in {MachineState.READY, MachineState.FAILED, MachineState.RETIRED}
+        return self.state in {MachineState.READY, MachineState.FAILED}
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_final and self.state is MachineState.READY
 
     def with_log(self, line: str) -> "Look":
         return replace(self, log=line)
@@ -61,6 +72,8 @@ class Look:
 
 def describe(look: Look) -> str:
     """Where the machine stands, in a line: its state, its job, and the log's last line."""
+    if look.stale:
+        return "waiting for its call home"
     parts = [str(look.state)]
     if look.job is not None and look.job.state in ACTIVE_JOB_STATES:
         parts.append(f"job {look.job.state}")
@@ -76,6 +89,7 @@ def problem(look: Look, waited: float, log: str) -> str:
         reason = look.machine.reason or (look.job and look.job.error) or "see its timeline"
         told = f"{name} is {look.state}: {reason}"
     else:
-        where = f"its job is {look.job.state}" if look.job else "it has not called home"
+        called = look.job is not None and not look.stale
+        where = f"its job is {look.job.state}" if look.job and called else "it has not called home"
         told = f"{name} was not ready after {waited:.0f} s: it is {look.state}, and {where}."
     return f"{told}\nThe log of its run ends with:\n{log}" if log else told

@@ -9,6 +9,8 @@ import logging
 import random
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from fleet import jobs
@@ -32,6 +34,12 @@ _IDLE_SECONDS = 5.0
 _FIRST_BACKOFF = 0.5
 _LONGEST_BACKOFF = 20.0
 _BATCH = 50
+# So many new jobs within so many seconds are a surge: every core is wanted for taking calls, and
+# handing over waits, but never longer than the last of these.
+_SURGE_JOBS = 20
+_SURGE_SECONDS = 0.5
+_LONGEST_HOLD_SECONDS = 15.0
+_HOLD_STEP_SECONDS = 0.1
 
 
 def backoff(failures: int) -> float:
@@ -44,6 +52,12 @@ def run_name(job: Job) -> str:
     return f"{job.machine_name}-{(job.boot_id or job.id)[:8]}"
 
 
+def is_surge(arrivals: Sequence[float], now: float) -> bool:
+    """Whether the newest arrivals (seconds of one clock, oldest first) came in a surge."""
+    newest = arrivals[-_SURGE_JOBS:]
+    return len(newest) == _SURGE_JOBS and now - newest[0] < _SURGE_SECONDS
+
+
 class Outbox:
     """A thread that empties the queue. `wake` tells it of a new job."""
 
@@ -54,6 +68,7 @@ class Outbox:
         self._bell = threading.Event()
         self._stopping = threading.Event()
         self._failures = 0
+        self._arrivals: deque[float] = deque(maxlen=_SURGE_JOBS)
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
 
     def start(self) -> None:
@@ -66,6 +81,8 @@ class Outbox:
         self._thread.join(timeout)
 
     def wake(self) -> None:
+        """A job was queued."""
+        self._arrivals.append(time.monotonic())
         self._bell.set()
 
     def _run(self) -> None:
@@ -92,11 +109,18 @@ class Outbox:
     def _empty(self) -> None:
         while batch := self._queued():
             for job in batch:
+                self._let_callers_first()
                 if self._stopping.is_set():
                     return
                 began = time.monotonic()
                 self.hand_over(job)
                 self._stopping.wait(max(0.0, began + self._interval - time.monotonic()))
+
+    def _let_callers_first(self) -> None:
+        deadline = time.monotonic() + _LONGEST_HOLD_SECONDS
+        while is_surge(tuple(self._arrivals), now := time.monotonic()) and now < deadline:
+            if self._stopping.wait(_HOLD_STEP_SECONDS):
+                return
 
     def _queued(self) -> list[Job]:
         with self._registry.read() as session:

@@ -106,3 +106,19 @@ def test_a_run_knows_its_machine() -> None:
 def test_the_outbox_backs_off_within_bounds() -> None:
     """Waits double from half a second and never exceed twenty."""
     assert [0.5, 1, 2, 4, 8, 16, 20, 20] == [outbox.backoff(n) for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "expected"),
+    [
+        ([], False),
+        ([10.0] * 19, False),
+        ([10.0] * 20, True),
+        ([9.0] * 30, False),
+        ([9.4] + [10.0] * 19, False),
+        ([1.0] * 30 + [9.6] * 20, True),
+    ],
+)
+def test_a_surge_is_many_jobs_in_a_moment(arrivals: list[float], expected: bool) -> None:
+    """Twenty jobs within half a second, judged by the newest alone."""
+    assert expected == outbox.is_surge(arrivals, 10.0)

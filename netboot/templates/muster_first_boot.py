@@ -405,7 +405,7 @@ def _parse(data: bytes) -> dict:
 # --- the journey ---------------------------------------------------------------------------
 
 
-def load_config(path: Path = CONFIG) -> Config:
+def load_config(path: Path) -> Config:
     """The configuration. Raises ValueError (also for JSON) or OSError."""
     found = json.loads(path.read_text(encoding="utf-8"))
     url = str(found["api_url"]).rstrip("/")
@@ -477,7 +477,7 @@ def _sleep(seconds: float) -> None:
 def main() -> int:
     """Enrol this machine; the result is the exit status."""
     try:
-        config = load_config()
+        config = load_config(CONFIG)
         token = TOKEN.read_text(encoding="ascii").strip()
     except (OSError, ValueError, KeyError) as error:
         Journal()(f"cannot read {CONFIG} and {TOKEN}: {type(error).__name__}")

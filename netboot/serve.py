@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -44,24 +45,24 @@ def open_sockets(settings: Settings) -> list[socket.socket]:
 
 def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM. Raises SetupFailed when it cannot begin."""
-    sockets = open_sockets(settings)
-    registry = open_registry(settings.registry_url)
-    orchestrator = Orchestrator(settings)
-    outbox = Outbox(settings, registry, orchestrator)
-    reconciler = Reconciler(settings, registry, orchestrator)
-    server = uvicorn.Server(_config(create_app(settings, registry, orchestrator, outbox)))
-    # uvicorn raises the signal that ended it once more; what is below must still be closed.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _noted)
-    outbox.start()
-    reconciler.start()
-    try:
+    with ExitStack() as opened:
+        sockets = open_sockets(settings)
+        for each in sockets:
+            opened.callback(each.close)
+        registry = open_registry(settings.registry_url)
+        opened.callback(registry.close)
+        orchestrator = Orchestrator(settings)
+        opened.callback(orchestrator.close)
+        outbox = Outbox(settings, registry, orchestrator)
+        reconciler = Reconciler(settings, registry, orchestrator)
+        server = uvicorn.Server(_config(create_app(settings, registry, orchestrator, outbox)))
+        # uvicorn raises the signal that ended it once more; what is open must still be closed.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, _noted)
+        for thread in (outbox, reconciler):
+            thread.start()
+            opened.callback(thread.stop)
         server.run(sockets=sockets)
-    finally:
-        outbox.stop()
-        reconciler.stop()
-        orchestrator.close()
-        registry.close()
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from cli import supervisor
-from cli.preflight import run_dir
+from cli.claim import run_dir
 from cli.render import Reporter
 from cli.supervisor import Program, Supervisor
 from fleet import processes

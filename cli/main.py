@@ -5,11 +5,15 @@ wait for what only `up` needs.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from cli import job, key, lab, machine, test, todo, up
 from fleet.errors import MusterError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 app = typer.Typer(
     name="muster",
@@ -61,8 +65,11 @@ def _settings_problems(error: ValueError) -> list[str]:
     from pydantic_settings import SettingsError
 
     if isinstance(error, ValidationError) and error.title == "Settings":
-        return [
-            f"MUSTER_{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
+        return [_describe(problem) for problem in error.errors(include_url=False)]
     return [str(error)] if isinstance(error, SettingsError) else []
+
+
+def _describe(problem: "ErrorDetails") -> str:
+    """A problem with one setting, without its value, which may be a secret."""
+    name = str(problem["loc"][0]).upper()
+    return f"MUSTER_{name}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,34 +1,18 @@
-"""What `up` sees to before it starts anything: one `up` per home, free ports, no leftovers."""
+"""What `up` sees to before it starts anything: folders, free ports, no leftovers."""
 
 import errno
-import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fleet import locks, processes
-from fleet.errors import DeadlineExceeded, SetupFailed
+from cli.claim import run_dir
+from fleet import processes
+from fleet.errors import SetupFailed
 from fleet.settings import Settings
 
 _GRACE_SECONDS = 8.0
-
-
-class Claim(BaseModel):
-    """Who runs `up` on a home, for the second one to tell."""
-
-    model_config = ConfigDict(frozen=True)
-
-    pid: int
-    since: datetime
-    prefect_url: str
-    api_url: str
 
 
 @dataclass(frozen=True)
@@ -40,11 +24,6 @@ class Port:
     purpose: str
     option: str
     variable: str
-
-
-def run_dir(settings: Settings) -> Path:
-    """Where lock, sockets and generated configuration are; only its owner may look inside."""
-    return settings.home / "run"
 
 
 def make_folders(settings: Settings) -> None:
@@ -63,39 +42,6 @@ def make_folders(settings: Settings) -> None:
             f"Muster's home cannot be written: {error.filename}: {error.strerror}.",
             remedy="Name another with --home DIR (MUSTER_HOME), or start as its owner.",
         ) from error
-
-
-@contextmanager
-def claim(settings: Settings) -> Iterator[None]:
-    """Be the only `up` on this home. Raises SetupFailed naming the one that runs."""
-    record = run_dir(settings) / "up.json"
-    try:
-        with locks.hold(run_dir(settings) / "up.lock", what="this home", timeout=0):
-            mine = Claim(
-                pid=os.getpid(),
-                since=datetime.now(UTC),
-                prefect_url=settings.prefect_url,
-                api_url=settings.api_url,
-            )
-            record.write_text(mine.model_dump_json())
-            yield
-            record.unlink(missing_ok=True)
-    except DeadlineExceeded as error:
-        raise SetupFailed(
-            f"Muster runs already on {settings.home}{_who(record)}.",
-            remedy="Stop it there with Ctrl-C, or name another home with --home DIR (MUSTER_HOME).",
-        ) from error
-
-
-def _who(record: Path) -> str:
-    try:
-        found = Claim.model_validate_json(record.read_text())
-    except (OSError, ValidationError, json.JSONDecodeError):
-        return ""
-    return (
-        f": process {found.pid} since {found.since.astimezone():%F %T}, "
-        f"Prefect {found.prefect_url}, API {found.api_url}"
-    )
 
 
 def needed_ports(settings: Settings) -> tuple[Port, ...]:

@@ -5,6 +5,7 @@ import time
 from datetime import UTC, datetime
 
 from cli import control_plane, preflight
+from cli.claim import claim
 from cli.interrupts import Hurry, Interrupted, Interrupts, interrupts
 from cli.laboratory import Laboratory
 from cli.main import tell_failure
@@ -114,7 +115,7 @@ def run(settings: Settings, *, machines: int, check: bool) -> int:
     if session.laboratory:
         session.laboratory.require_host()
     preflight.make_folders(session.settings)
-    with interrupts() as signals, preflight.claim(session.settings):
+    with interrupts() as signals, claim(session.settings):
         _clean_up_leftovers(session)
         preflight.check_ports(preflight.needed_ports(session.settings))
         try:

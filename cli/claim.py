@@ -1,0 +1,90 @@
+"""One `up` per home: who holds it, for the second one to tell and for other commands to find."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fleet import locks
+from fleet.errors import DeadlineExceeded, SetupFailed
+from fleet.settings import Settings
+
+
+class Claim(BaseModel):
+    """Who runs `up` on a home, and where it listens."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    since: datetime
+    api_host: str
+    api_port: int
+    prefect_host: str
+    prefect_port: int
+
+
+def run_dir(settings: Settings) -> Path:
+    """Where lock, sockets and generated configuration are; only its owner may look inside."""
+    return settings.home / "run"
+
+
+@contextmanager
+def claim(settings: Settings) -> Iterator[None]:
+    """Be the only `up` on this home. Raises SetupFailed naming the one that runs."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locks.hold(_lock(settings), what="this home", timeout=0))
+        except DeadlineExceeded as error:
+            raise SetupFailed(
+                f"Muster runs already on {settings.home}{_who(_read(settings))}.",
+                remedy="Stop it with Ctrl-C there, or name another home: --home DIR (MUSTER_HOME).",
+            ) from error
+        mine = Claim(
+            pid=os.getpid(),
+            since=datetime.now(UTC),
+            api_host=settings.api_host,
+            api_port=settings.api_port,
+            prefect_host=settings.prefect_host,
+            prefect_port=settings.prefect_port,
+        )
+        _record(settings).write_text(mine.model_dump_json())
+        try:
+            yield
+        finally:
+            _record(settings).unlink(missing_ok=True)
+
+
+def holder(settings: Settings) -> Claim | None:
+    """The `up` that runs on this home now."""
+    try:
+        return _read(settings) if locks.is_held(_lock(settings)) else None
+    except PermissionError:
+        return None  # another user's home
+
+
+def _lock(settings: Settings) -> Path:
+    return run_dir(settings) / "up.lock"
+
+
+def _record(settings: Settings) -> Path:
+    return run_dir(settings) / "up.json"
+
+
+def _read(settings: Settings) -> Claim | None:
+    try:
+        return Claim.model_validate_json(_record(settings).read_text())
+    except (OSError, ValidationError):
+        return None
+
+
+def _who(found: Claim | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f": process {found.pid} since {found.since.astimezone():%F %T}, "
+        f"Prefect at http://{found.prefect_host}:{found.prefect_port}, "
+        f"API at http://{found.api_host}:{found.api_port}"
+    )

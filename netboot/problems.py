@@ -8,7 +8,7 @@ import json
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -195,6 +195,8 @@ async def handle(request: Request, error: Exception) -> Response:
     if answer is None:
         log_unexpected(error, request.scope)
         answer = UNEXPECTED
+    if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        answer = replace(answer, headers=_allowed(request) or answer.headers)
     return respond(answer, request.scope)
 
 
@@ -214,6 +216,13 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         }
         for status in sorted(statuses)
     }
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The Allow header with all methods of a path, where the router names its first route's."""
+    path = getattr(request.scope.get("route"), "path", None)
+    methods = request.app.openapi()["paths"].get(path, {})
+    return {"Allow": ", ".join(sorted(method.upper() for method in methods))} if methods else {}
 
 
 def _answer_to_ours(error: errors.MusterError) -> Answer | None:

@@ -17,9 +17,17 @@ from fleet.states import (
 from fleet.tables import JobRow, MachineRow
 
 
-def get(session: Session, job_id: str) -> Job:
-    """The job with this id. Raises UnknownJob."""
-    return Job.model_validate(_row(session, job_id))
+def get(session: Session, job_id: str, *, lock: bool = False) -> Job:
+    """The job with this id; with `lock` it stays as it is until the transaction ends.
+
+    Raises UnknownJob.
+    """
+    return Job.model_validate(_row(session, job_id, lock=lock))
+
+
+def unknown(job_id: str) -> UnknownJob:
+    """The error for a job that does not exist, or not for whoever asks."""
+    return UnknownJob(f"There is no job {job_id[:80]!r}.", remedy="See: muster job list")
 
 
 def listing(
@@ -175,7 +183,10 @@ def _other_running(session: Session, row: JobRow) -> bool:
 
 def _row(session: Session, job_id: str, *, lock: bool = False) -> JobRow:
     query = select(JobRow).where(JobRow.id == job_id)
-    row = session.scalar(query.with_for_update(of=JobRow) if lock else query)
+    if lock:
+        # What was read before the lock was held may have changed meanwhile.
+        query = query.with_for_update(of=JobRow).execution_options(populate_existing=True)
+    row = session.scalar(query)
     if row is None:
-        raise UnknownJob(f"There is no job {job_id[:80]!r}.", remedy="See: muster job list")
+        raise unknown(job_id)
     return row

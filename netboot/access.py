@@ -14,8 +14,8 @@ from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
-from fleet import enrolment
-from fleet.errors import TokenUnknown, UnknownJob
+from fleet import enrolment, jobs
+from fleet.errors import TokenUnknown
 from fleet.models import Job
 from netboot.problems import KeyNeeded
 from netboot.services import Use
@@ -72,24 +72,26 @@ async def reader(
     operator: Annotated[Credentials, Security(OPERATOR_KEY)],
     machine: Annotated[Credentials, Security(MACHINE_TOKEN)],
 ) -> str | None:
-    """None for an operator, else the token to be judged by `check_reader`."""
+    """None for an operator, else the token that `job_for_reader` judges."""
     sent = operator or machine
     if sent is not None and is_operator(sent.credentials, services.settings.api_keys):
         return None
     return await machine_token(sent)
 
 
-def check_reader(session: Session, token: str | None, job: Job, *, now: datetime) -> None:
-    """Raise unless the holder of `token` (None: an operator) may read `job`.
+def job_for_reader(session: Session, token: str | None, job_id: str, *, now: datetime) -> Job:
+    """The job, if the holder of `token` (None: an operator) may read it.
 
     A machine reads its own jobs; of others it learns nothing, not even that they exist.
     Raises TokenUnknown, TokenRevoked, TokenExpired or UnknownJob.
     """
     if token is None:
-        return
+        return jobs.get(session, job_id)
     machine = enrolment.machine_of_token(session, token, now=now)
-    if machine.id != job.machine_id:
-        raise UnknownJob(f"This machine has no job {job.id!r}.", remedy="Call home again.")
+    job = jobs.get(session, job_id)
+    if job.machine_id != machine.id:
+        raise jobs.unknown(job_id)
+    return job
 
 
 ForOperators = Depends(require_operator)

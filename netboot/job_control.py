@@ -36,7 +36,8 @@ def cancel(registry: Registry, orchestrator: Orchestrator, job_id: str) -> Job:
     Raises UnknownJob, IllegalTransition, PrefectUnavailable, PrefectRefused.
     """
     with registry.write() as session:
-        job = jobs.get(session, job_id)
+        # Locked: the outbox must not hand it over between this look and the end of it.
+        job = jobs.get(session, job_id, lock=True)
         check_job_transition(job.id, job.state, JobState.CANCELLED)
         if job.flow_run_id is None:
             return jobs.ended(

@@ -10,7 +10,7 @@ from fleet.models import Job
 from fleet.redaction import Redactor
 from fleet.states import JobState, MachineState
 from netboot import job_control
-from netboot.access import ForOperators, Reader, check_reader
+from netboot.access import ForOperators, Reader, job_for_reader
 from netboot.orchestrator import LogLine
 from netboot.problems import NoRunYet, documented
 from netboot.services import JobId, MachineFilter, Use, utc_now
@@ -38,8 +38,7 @@ def list_jobs(
 def show_job(job_id: JobId, services: Use, token: Reader) -> JobStatus:
     """One job and its machine's state; for operators, and for the machine whose job it is."""
     with services.registry.read() as session:
-        job = jobs.get(session, job_id)
-        check_reader(session, token, job, now=utc_now())
+        job = job_for_reader(session, token, job_id, now=utc_now())
         state = machines.get(session, job.machine_id).state
     return JobStatus(**job.model_dump(), machine_state=state)
 

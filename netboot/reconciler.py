@@ -70,8 +70,15 @@ def job_end(run: FlowRun | None) -> tuple[JobState, str] | None:
 
 def failures(history: Sequence[StateChange]) -> list[tuple[int, StateChange]]:
     """The failed attempts in a run's history, numbered from 1."""
-    failed = [state for state in history if state.type in FAILED_STATES]
-    return list(enumerate(failed, start=1))
+    return todo.attempts(history, lambda state: state.type in FAILED_STATES)
+
+
+def heals(run: FlowRun, entry: todo.Listed) -> bool:
+    """Whether a success of this run is one of what the entry is about, its time aside."""
+    return run.id == entry.flow_run_id or (run.deployment, run.machine) == (
+        entry.flow,
+        entry.machine,
+    )
 
 
 def reason_of(state: StateChange | None) -> str:
@@ -122,12 +129,18 @@ class Reconciler:
         for run in self._orchestrator.live_runs():
             held = locks.is_held(locks.run_lock_path(self._settings.locks_dir, run.id))
             state = lost_state(run, held=held, now=now, grace=self._settings.lost_run_grace)
-            if state is None:
+            # A run that ended meanwhile had noted its end before its lock was free.
+            if state is None or not self._is_still(run):
                 continue
             left = processes.marked(processes.RUN_MARK, run.id)
             ended = processes.end(left, grace=_ENDING_SECONDS)
             logger.warning("run %s is lost (%d processes ended): %s", run.name, ended, state)
             self._orchestrator.settle(run.id, state, LOST)
+
+    def _is_still(self, run: FlowRun) -> bool:
+        """Whether the run is in the very state in which it was seen."""
+        now = self._orchestrator.runs([run.id]).get(run.id)
+        return now is not None and now.state == run.state
 
     def _end_stray_processes(self) -> None:
         """End the processes of runs that have ended by decree: Prefect leaves them running."""
@@ -158,12 +171,26 @@ class Reconciler:
                 logger.info("job %s of %s: %s", job.id, job.machine_name, outcome)
 
     def _record_failures(self) -> None:
-        for run in reversed(self._orchestrator.recent_runs()):
+        runs = self._orchestrator.recent_runs()
+        for run in reversed(runs):
             if run.state is None or self._seen.get(run.id) == run.state.id:
                 continue
             if run.deployment not in NOT_RECORDED:
                 self._record(run)
             self._seen[run.id] = run.state.id
+        self._tick_healed(runs)
+
+    def _tick_healed(self, runs: Sequence[FlowRun]) -> None:
+        """Tick what a success has healed; an entry may have been written after the success."""
+        path = self._settings.todo_file
+        for run in reversed(runs):
+            if run.state is None or run.state_type != "COMPLETED":
+                continue
+            if any(heals(run, entry) for entry in todo.read(path) if entry.open):
+                todo.tick(
+                    path, flow_run_id=run.id, flow=run.deployment, machine=run.machine,
+                    now=run.state.timestamp,
+                )  # fmt: skip
 
     def _record(self, run: FlowRun) -> None:
         failed = failures(self._orchestrator.history(run.id))
@@ -177,11 +204,6 @@ class Reconciler:
             excerpt = _excerpt(self._orchestrator.logs(run.id))
             for attempt, state in missing:
                 todo.record(self._settings.todo_file, self._entry(run, attempt, state, excerpt))
-        if run.state_type == "COMPLETED":
-            todo.tick(
-                self._settings.todo_file, flow_run_id=run.id, flow=run.deployment,
-                machine=run.machine, now=datetime.now(UTC),
-            )  # fmt: skip
 
     def _entry(self, run: FlowRun, attempt: int, state: StateChange, excerpt: str) -> todo.Entry:
         return todo.Entry(

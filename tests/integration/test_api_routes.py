@@ -143,7 +143,12 @@ def test_a_machine_reads_its_own_job_only(api) -> None:
     mine = {"Authorization": f"Bearer {tokens['node-1']}"}
     own = api.http.get(urls["node-1"], headers=mine)
     assert (200, "called-home") == (own.status_code, own.json()["machine_state"])
-    problem(api.http.get(urls["node-2"], headers=mine), 404, "unknown-job")
+    foreign = problem(api.http.get(urls["node-2"], headers=mine), 404, "unknown-job")
+    absent = problem(api.http.get(f"/api/v1/jobs/{UNKNOWN_ID}", headers=mine), 404, "unknown-job")
+    assert foreign["detail"].replace(urls["node-2"][-36:], UNKNOWN_ID) == absent["detail"]
+    nobody = {"Authorization": "Bearer nobody"}
+    for url in (urls["node-2"], f"/api/v1/jobs/{UNKNOWN_ID}"):
+        problem(api.http.get(url, headers=nobody), 401, "token-unknown")
     problem(api.http.get(urls["node-1"]), 401, "token-unknown")
     problem(api.http.get(f"{urls['node-1']}/log", headers=mine), 401, "key-needed")
     problem(api.http.get("/api/v1/jobs", headers=mine), 401, "key-needed")

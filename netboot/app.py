@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 
 from fleet.registry import Registry
 from fleet.settings import Settings
-from netboot import call_home, first_boot_route, health, jobs, machines, problems
+from netboot import call_home, docs, first_boot_route, health, jobs, machines, problems
 from netboot.boundary import Boundary
 from netboot.limits import BodyLimit, RateLimit, parse_rate
 from netboot.metrics import CountRequests, Metrics
@@ -40,9 +40,13 @@ def create_app(
     services = Services(
         settings, registry, orchestrator, outbox, GroupWriter(registry), Metrics(registry)
     )
-    app = FastAPI(title=TITLE, version=VERSION, description=DESCRIPTION, lifespan=_lifespan)
+    app = FastAPI(
+        title=TITLE, version=VERSION, description=DESCRIPTION, lifespan=_lifespan,
+        # Their pages load scripts from the internet; netboot.docs has one that does not.
+        docs_url=None, redoc_url=None,
+    )  # fmt: skip
     app.state.services = services
-    for room in (call_home, jobs, machines, first_boot_route, health):
+    for room in (call_home, jobs, machines, first_boot_route, health, docs):
         app.include_router(room.router)
     problems.install(app)
     # The last one added is the outermost.

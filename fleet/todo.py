@@ -6,10 +6,11 @@ replace the file under a lock, so that hooks, recorder and reconciler may all te
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
@@ -23,6 +24,8 @@ _LOCK_SECONDS = 30
 _REASON_LENGTH = 300
 _EXCERPT_LINES = 20
 _EXCERPT_WIDTH = 200
+_AT = "%F %TZ"
+_BEGINS_WITH_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 # Only a line that begins so is a mark: texts from outside are indented further or escaped.
 _ENTRY = re.compile(
@@ -31,6 +34,8 @@ _ENTRY = re.compile(
     r"flow=(?P<flow>\S+) machine=(?P<machine>\S+) -->$",
     re.MULTILINE,
 )
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,29 @@ def record(path: Path, entry: Entry) -> bool:
 
 def tick(path: Path, *, flow_run_id: str, flow: str, machine: str, now: datetime) -> bool:
     """Tick the open entries that the success of run `flow_run_id` heals: its own earlier attempts,
-    and those of the same flow for the same machine. Returns whether any was open.
+    and those of the same flow for the same machine. `now` is when it succeeded: what failed after
+    that stays open. Returns whether any was ticked.
     """
     return _edit(
         path,
         lambda text: ticked(text, flow_run_id=flow_run_id, flow=flow, machine=machine, now=now),
     )
+
+
+def attempts(
+    states: Sequence[State], is_failure: Callable[[State], bool]
+) -> list[tuple[int, State]]:
+    """The failed attempts among a run's states, oldest state first, numbered from 1. Pure.
+
+    A failure right after another, without a new beginning between them, is the same attempt's.
+    """
+    before = (None, *states)
+    failed = [
+        state
+        for earlier, state in zip(before, states, strict=False)
+        if is_failure(state) and (earlier is None or not is_failure(earlier))
+    ]
+    return list(enumerate(failed, start=1))
 
 
 def read(path: Path) -> list[Listed]:
@@ -108,7 +130,7 @@ def with_entry(text: str, entry: Entry) -> str:
 
 def render(entry: Entry) -> str:
     lines = [
-        f"- [ ] {entry.at:%F %T}Z · {_line(entry.machine)} · {_line(entry.step)}: "
+        f"- [ ] {entry.at.strftime(_AT)} · {_line(entry.machine)} · {_line(entry.step)}: "
         f"{_line(entry.reason)[:_REASON_LENGTH]}",
         f"  - run: <{entry.run_url}> (attempt {entry.attempt})",
     ]
@@ -126,13 +148,16 @@ def render(entry: Entry) -> str:
 def ticked(text: str, *, flow_run_id: str, flow: str, machine: str, now: datetime) -> str:
     """`text` with the entries that the run heals ticked, each saying by which run and when."""
     healed = (_word(flow), _word(machine))
+    at = now.strftime(_AT)
 
     def heal(found: re.Match[str]) -> str:
         matches = found["run"] == flow_run_id or (found["flow"], found["machine"]) == healed
-        if found["tick"] == "x" or not matches:
+        failed_at = _BEGINS_WITH_TIME.match(found["title"])
+        is_newer = failed_at is not None and failed_at[0] > at
+        if found["tick"] == "x" or is_newer or not matches:
             return found[0]
         head, _, mark = found[0].rpartition("\n")
-        return f"- [x]{head[5:]}\n  - healed {now:%F %T}Z by run {flow_run_id}\n{mark}"
+        return f"- [x]{head[5:]}\n  - healed {at} by run {flow_run_id}\n{mark}"
 
     return _ENTRY.sub(heal, text)
 

@@ -30,6 +30,9 @@ def ensure_work_pool(settings: Settings) -> None:
     # that deploys, which is the venv's.
     command = f"{sys.executable} -m prefect.engine"
     template["variables"]["properties"]["command"]["default"] = command
+    # A run outlives its worker. A pipe to the worker would break then, and end the run at the next
+    # line of its log, which Prefect has anyway.
+    template["variables"]["properties"]["stream_output"]["default"] = False
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_work_pool(settings.work_pool)

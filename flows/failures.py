@@ -122,7 +122,7 @@ def observe(client: SyncPrefectClient, flow_run_id: str) -> FailedRun | None:
     except ObjectNotFound:
         return None
     history = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
-    failed = [state for state in history if state.type in FAILED]
+    failed = todo.attempts(history, lambda state: state.type in FAILED)
     job_id = run.parameters.get(JOB_PARAMETER)
     flow = client.read_flow(run.flow_id).name
     return FailedRun(
@@ -134,7 +134,7 @@ def observe(client: SyncPrefectClient, flow_run_id: str) -> FailedRun | None:
         is_child=run.parent_task_run_id is not None,
         attempts=tuple(
             Attempt(number=n, at=state.timestamp, reason=reason_of(state.message, state.name or ""))
-            for n, state in enumerate(failed, start=1)
+            for n, state in failed
         ),
         excerpt=_excerpt(client, run),
     )

@@ -18,6 +18,9 @@ from tasks.patience import Log
 MACHINE_TAG = "machine:"
 _LEFTOVER_SECONDS = 5.0
 _current: ContextVar["Run"] = ContextVar("current_run")
+# Prefect notes a run's end after the flow's body has returned. A lock given back before that would
+# make a run that is ending look dead; the kernel gives it back with the process.
+_held_for_life = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,20 @@ def now() -> datetime:
 
 @contextmanager
 def entered(flow_run_id: str) -> Iterator[Run]:
-    """Make `flow_run_id` the current run and hold its lock; a flow within a run changes nothing."""
+    """Make `flow_run_id` the current run; a flow within a run changes nothing.
+
+    The run's lock is held from now on for as long as this process lives.
+    """
     run = _current.get(None)
     if run is not None:
         yield run
         return
     settings = load_settings()
     lock = locks.run_lock_path(settings.locks_dir, flow_run_id)
+    _held_for_life.enter_context(
+        locks.hold(lock, what=f"flow run {flow_run_id}", timeout=settings.lost_run_grace)
+    )
     with ExitStack() as stack:
-        stack.enter_context(
-            locks.hold(lock, what=f"flow run {flow_run_id}", timeout=settings.lost_run_grace)
-        )
         registry = open_registry(settings.registry_url)
         stack.callback(registry.close)
         run = Run(flow_run_id, settings, registry)

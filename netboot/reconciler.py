@@ -74,11 +74,9 @@ def failures(history: Sequence[StateChange]) -> list[tuple[int, StateChange]]:
 
 
 def heals(run: FlowRun, entry: todo.Listed) -> bool:
-    """Whether a success of this run is one of what the entry is about, its time aside."""
-    return run.id == entry.flow_run_id or (run.deployment, run.machine) == (
-        entry.flow,
-        entry.machine,
-    )
+    """Whether a success of the run may heal the entry: its own, or its flow's for its machine."""
+    subject = (run.deployment, run.machine)
+    return run.id == entry.flow_run_id or subject == (entry.flow, entry.machine)
 
 
 def reason_of(state: StateChange | None) -> str:
@@ -183,10 +181,11 @@ class Reconciler:
     def _tick_healed(self, runs: Sequence[FlowRun]) -> None:
         """Tick what a success has healed; an entry may have been written after the success."""
         path = self._settings.todo_file
+        unhealed = [entry for entry in todo.read(path) if entry.open]
         for run in reversed(runs):
             if run.state is None or run.state_type != "COMPLETED":
                 continue
-            if any(heals(run, entry) for entry in todo.read(path) if entry.open):
+            if any(heals(run, entry) for entry in unhealed):
                 todo.tick(
                     path, flow_run_id=run.id, flow=run.deployment, machine=run.machine,
                     now=run.state.timestamp,

@@ -1,7 +1,7 @@
 """TODO.md's text."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from hypothesis import given
@@ -105,3 +105,17 @@ def test_record_and_tick_report_change(tmp_path: Path) -> None:
     heals = {"flow_run_id": "r", "flow": ENTRY.flow, "machine": "lab-1", "now": NOW}
     assert todo.tick(path, **heals)
     assert not todo.tick(path, **heals)
+
+
+def test_a_success_heals_only_what_failed_before_it() -> None:
+    """What failed after the success stays open, however late the tick is made."""
+    text = todo.with_entry("", ENTRY)
+    text = todo.with_entry(text, replace(ENTRY, attempt=2, at=NOW + timedelta(seconds=1)))
+    assert [False, True] == [listed.open for listed in todo.parse(heal(text, "another"))]
+
+
+def test_failures_in_a_row_are_one_attempt() -> None:
+    """Two tellers of one failure make one attempt; a new beginning makes another."""
+    states = ["begun", "failed", "crashed", "begun", "crashed", "begun", "done"]
+    expected = [(1, "failed"), (2, "crashed")]
+    assert expected == todo.attempts(states, lambda state: state in {"failed", "crashed"})

@@ -158,7 +158,7 @@ def _wait_for(
     while True:
         state = running.states()[name]
         if state.state in _ENDED:
-            raise _did_not_start(running, name, f"{name} ended while starting")
+            raise _did_not_start(running, name, f"{name} ended while starting: {state.note}")
         if condition():
             return
         if time.monotonic() > deadline:
@@ -169,7 +169,7 @@ def _wait_for(
 
 def _did_not_start(running: Supervisor, name: str, what: str) -> SetupFailed:
     return SetupFailed(
-        f"{what}. Its log ends with:\n{running.last_words(name)}",
+        f"{what.rstrip('.')}. Its log ends with:\n{running.last_words(name)}",
         remedy=f"The whole log is {running.logs_dir / f'{name}.log'}.",
     )
 

@@ -6,6 +6,7 @@ or from its default. docs/settings.md describes each; a test holds the two toget
 """
 
 import os
+import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from fleet.errors import SetupFailed
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -189,6 +192,13 @@ def _as_text(value: Any) -> str:
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings once, at the edge of a program; `None` overrides are left out.
 
-    Raises pydantic.ValidationError naming each setting that does not fit.
+    Raises pydantic.ValidationError naming each setting that does not fit, and SetupFailed when
+    muster.toml cannot be read.
     """
-    return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SetupFailed(
+            f"muster.toml cannot be read: {error}",
+            remedy="Mend it, or name another file in MUSTER_CONFIG.",
+        ) from error

@@ -116,6 +116,17 @@ def test_a_bad_setting_is_named_without_its_value(home: Path, name: str, value: 
     assert value not in result.stderr
 
 
+def test_a_damaged_settings_file_is_named(home: Path, tmp_path: Path):
+    """A muster.toml that is no TOML is told with the place of the fault."""
+    config = tmp_path / "damaged.toml"
+    config.write_text("api_port = \n")
+    result = muster(home, "machine", "list", MUSTER_CONFIG=str(config))
+    assert 1 == result.returncode
+    assert "muster.toml cannot be read" in result.stderr
+    assert "line 1" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_key_is_printed_with_its_digest(home: Path):
     """The digest that Muster keeps is that of the printed key."""
     made = from_json(muster(home, "key", "new", "--json"))

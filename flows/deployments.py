@@ -108,7 +108,13 @@ def automation(recorder_id: UUID) -> AutomationCore:
             RunDeployment(
                 source="selected",
                 deployment_id=recorder_id,
-                parameters={"flow_run_id": "{{ flow_run.id }}"},
+                # A plain "{{ … }}" would be rendered as JSON, which an id is not.
+                parameters={
+                    "flow_run_id": {
+                        "__prefect_kind": "jinja",
+                        "template": "{{ flow_run.id }}",
+                    }
+                },
                 job_variables=None,
             )
         ],

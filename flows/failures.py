@@ -5,7 +5,7 @@ matter which process tells of it, nor how often.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from fleet import jobs, todo
+from fleet import errors, jobs, todo
 from fleet.models import Frozen
 from fleet.redaction import Redactor
 from fleet.registry import open_registry
@@ -39,6 +39,10 @@ FAILED = frozenset({StateType.FAILED, StateType.CRASHED})
 _ENDED = FAILED | {StateType.COMPLETED, StateType.CANCELLED}
 _NEVER = datetime.fromtimestamp(0, UTC)
 _PREFIX = re.compile(r"^(Flow run encountered an exception|Crash detected!)[:.]?\s*")
+# The class names of our errors say nothing that their words do not.
+_OUR_ERROR = re.compile(
+    rf"^(?:{'|'.join(name for name, kind in vars(errors).items() if isinstance(kind, type))}): "
+)
 _RUN_SUFFIX = re.compile(r"-[0-9a-f]{1,3}$")
 
 
@@ -106,7 +110,19 @@ def entries_of(failed: FailedRun, redact: Redactor, run_url: str) -> list[todo.E
 def reason_of(message: str | None, name: str) -> str:
     """One line that says why a run is in a state, from the state's message. Pure."""
     lines = _PREFIX.sub("", (message or "").strip()).splitlines()
-    return lines[0] if lines else name
+    return _OUR_ERROR.sub("", lines[0]) if lines else name
+
+
+def excerpt_of(messages: Iterable[str]) -> tuple[str, ...]:
+    """The last lines of a log, tracebacks cut to what they end with. Pure."""
+    lines: list[str] = []
+    for message in messages:
+        if message.startswith("Running hook"):
+            continue
+        head, traceback, rest = message.partition("Traceback (most recent call last)")
+        text = f"{head.strip()} {rest.strip().splitlines()[-1]}" if traceback else message
+        lines += text.splitlines()
+    return tuple(lines[-EXCERPT_LINES:])
 
 
 def machine_of(tags: Sequence[str]) -> str:
@@ -157,7 +173,7 @@ def _excerpt(client: SyncPrefectClient, run: FlowRun) -> tuple[str, ...]:
         limit=EXCERPT_LINES,
         sort=LogSort.TIMESTAMP_DESC,
     )
-    return tuple(line.message for line in reversed(newest))
+    return excerpt_of(line.message for line in reversed(newest))
 
 
 def _children(client: SyncPrefectClient, flow_run_id: UUID) -> list[FlowRun]:

@@ -1,7 +1,7 @@
 """Ansible: run one playbook in a process of its own and tell what it does while it does it."""
 
+import hashlib
 import json
-import logging
 import os
 import queue
 import shutil
@@ -11,11 +11,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from fleet import processes
+from filelock import FileLock
+
+from fleet import locks, processes
 from fleet.models import Frozen
 from fleet.redaction import Redactor
 from fleet.settings import CHECKOUT, Settings
@@ -23,12 +25,13 @@ from tasks.ansible_child import Ended, Order
 from tasks.ansible_events import End, Event, PlaybookResult, result_of
 from tasks.secrets import read_secrets, values_of
 
-logger = logging.getLogger(__name__)
-
 _KEPT_VARIABLES = ("HOME", "USER", "LOGNAME", "TZ")
 _POLL_SECONDS = 0.5
 _ENDING_SECONDS = 5.0
 _STDERR_LENGTH = 2000
+_LOCK_SECONDS = 30
+# ssh makes its sockets in a folder of it, and their paths end at 107 characters.
+_LONGEST_PARENT = 65
 
 
 class PlaybookRun(Frozen):
@@ -57,7 +60,7 @@ def run(
     redact = _redact_event(Redactor(values_of(secrets)))
     began = time.monotonic()
     events: list[Event] = []
-    with _private_dir() as private_dir:
+    with _private_dir(settings) as private_dir:
         order = Order(
             private_dir=private_dir,
             project_dir=CHECKOUT,
@@ -100,14 +103,31 @@ def environment(
     }
 
 
+def private_parent(settings: Settings) -> Path:
+    """Where the private folders of runs are made: below the home unless its path is too long."""
+    parent = settings.home / "runs"
+    if len(str(parent)) <= _LONGEST_PARENT:
+        return parent
+    digest = hashlib.sha256(str(settings.home).encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"muster-runs-{digest}"
+
+
 @contextmanager
-def _private_dir() -> Iterator[Path]:
-    """A folder for one run, its path short enough for ssh's sockets, mode 0700."""
-    path = Path(tempfile.mkdtemp(prefix="muster-run-"))
-    try:
+def _private_dir(settings: Settings) -> Iterator[Path]:
+    """A folder for one run, mode 0700; folders whose run is dead are removed first."""
+    parent = private_parent(settings)
+    with ExitStack() as stack:
+        settings.locks_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(settings.locks_dir / "runs.lock", timeout=_LOCK_SECONDS):
+            parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for old in parent.iterdir():
+                if not locks.is_held(old / "lock"):
+                    shutil.rmtree(old, ignore_errors=True)
+            path = Path(tempfile.mkdtemp(dir=parent))
+            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            held = locks.hold(path / "lock", what=str(path), timeout=_LOCK_SECONDS)
+            stack.enter_context(held)
         yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -55,7 +55,9 @@ def main() -> int:
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     # What ansible-runner or a plugin prints must not mix with the events.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    threading.Thread(target=_end_with_parent, args=(order,), daemon=True).start()
+    orphaned = threading.Event()
+    lifeline = threading.Thread(target=_end_with_parent, args=(order, orphaned), daemon=True)
+    lifeline.start()
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     writer = threading.Thread(target=_write, args=(lines, output), daemon=True)
     writer.start()
@@ -63,6 +65,8 @@ def main() -> int:
     lines.put(json.dumps({"ended": ended.model_dump(mode="json")}))
     lines.put(None)
     writer.join()
+    if orphaned.is_set():
+        lifeline.join()
     return 0
 
 
@@ -149,9 +153,10 @@ def _write(lines: "queue.SimpleQueue[str | None]", output: TextIO) -> None:
         return
 
 
-def _end_with_parent(order: Order) -> None:
+def _end_with_parent(order: Order, orphaned: threading.Event) -> None:
     """Wait for the parent's end; then leave nothing of this run behind."""
     sys.stdin.read()
+    orphaned.set()
     processes.end(processes.marked(processes.RUN_MARK, order.run_mark), grace=_GRACE_SECONDS)
     shutil.rmtree(order.private_dir, ignore_errors=True)
     os._exit(_ORPHANED)

@@ -1,5 +1,6 @@
 """The outermost layer of the API: gives each request an id, and lets no error out unexplained."""
 
+import random
 import uuid
 
 from starlette.datastructures import MutableHeaders
@@ -20,7 +21,8 @@ class Boundary:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = str(uuid.uuid4())
+        # An id, not a secret: the system's source of chance would give up the turn to run.
+        request_id = str(uuid.UUID(int=random.getrandbits(128), version=4))
         scope[problems.REQUEST_ID] = request_id
         started = False
 

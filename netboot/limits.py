@@ -5,12 +5,12 @@ import math
 import time
 
 import limits
-from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet.errors import SetupFailed
 from netboot import problems
+from netboot.counters import Counters
 from netboot.peers import source_of
 
 # Monitoring must see a control node that is being flooded.
@@ -34,7 +34,7 @@ class RateLimit:
     def __init__(self, app: ASGIApp, rate: limits.RateLimitItem) -> None:
         self._app = app
         self._rate = rate
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._limiter = FixedWindowRateLimiter(Counters())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in EXEMPT_PATHS:

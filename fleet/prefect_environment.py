@@ -22,6 +22,10 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "DO_NOT_TRACK": "1",
+        # Two requests that every client would send first, to a server that is ours and of its age.
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+        "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "1",
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_WORKER_QUERY_SECONDS": _WORKER_QUERY_SECONDS,
     }

@@ -8,15 +8,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
 from filelock import FileLock
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.orm import Session
 
 from fleet.errors import SetupFailed
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 BUSY_TIMEOUT_MS = 30_000
@@ -103,7 +104,17 @@ def _sqlite_engine(url: str, database: str | None) -> Engine:
     return engine
 
 
+def newest_revision() -> str:
+    """The revision of the newest migration; its file's name begins with it."""
+    return max(path.stem.partition("_")[0] for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
 def _migrate(engine: Engine, database: str | None) -> None:
+    if _revision(engine) == newest_revision():
+        return
+    # Its import is slow, and every flow run opens a registry that is up to date.
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     if engine.dialect.name == "sqlite" and database:
@@ -116,7 +127,17 @@ def _migrate(engine: Engine, database: str | None) -> None:
         _upgrade(config, connection)
 
 
-def _upgrade(config: Config, connection: Connection) -> None:
+def _revision(engine: Engine) -> str | None:
+    """The revision of the database's schema; None for a database that is empty."""
+    with engine.connect() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.scalar(text("SELECT version_num FROM alembic_version"))
+
+
+def _upgrade(config: "Config", connection: Connection) -> None:
+    from alembic import command  # noqa: PLC0415
+
     config.attributes["connection"] = connection
     try:
         command.upgrade(config, "head")

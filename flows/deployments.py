@@ -1,6 +1,7 @@
 """What the Prefect server must know: the work pool, the deployments and the automation."""
 
 import os
+import shlex
 import subprocess
 import sys
 from uuid import UUID
@@ -21,6 +22,11 @@ AUTOMATION = "record failures"
 RECORDER = "record-failure/record-failure"
 RECORDED = ("handle-call-home", "run-playbook")
 _DEPLOY_SECONDS = 120
+# `python -m prefect.engine`, its imports undisturbed by the garbage collector: a fifth faster.
+_ENGINE = (
+    "import gc, runpy; gc.disable(); import prefect.flow_engine; gc.freeze(); gc.enable(); "
+    "runpy.run_module('prefect.engine', run_name='__main__')"
+)
 
 
 def ensure_work_pool(settings: Settings) -> None:
@@ -28,7 +34,7 @@ def ensure_work_pool(settings: Settings) -> None:
     template = ProcessWorker.get_default_base_job_template()
     # A configured command spares each run a look for what to install; the interpreter is the one
     # that deploys, which is the venv's.
-    command = f"{sys.executable} -m prefect.engine"
+    command = shlex.join([sys.executable, "-c", _ENGINE])
     template["variables"]["properties"]["command"]["default"] = command
     # A run outlives its worker. A pipe to the worker would break then, and end the run at the next
     # line of its log, which Prefect has anyway.

@@ -152,12 +152,16 @@ def _child(
         orders.flush()
         yield child
     finally:
-        _end(child, request.flow_run_id)
+        _end(child, request.flow_run_id, order.private_dir)
 
 
-def _end(child: "subprocess.Popen[str]", flow_run_id: str) -> None:
-    """End the child, Ansible, its workers and the ssh connections they keep open."""
+def _end(child: "subprocess.Popen[str]", flow_run_id: str, private_dir: Path) -> None:
+    """End the child, Ansible, its workers and the ssh connections they keep open.
+
+    A connection that is kept open writes its socket's path over its environment.
+    """
     left = processes.marked(processes.RUN_MARK, flow_run_id)
+    left += processes.with_argument(f"ssh: {private_dir}")
     processes.end(left, grace=_ENDING_SECONDS)
     child.kill()
     child.wait()

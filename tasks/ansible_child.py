@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from pydantic import Field
 
@@ -49,8 +49,8 @@ class Ended(Frozen):
     note: str = ""
 
 
-def main() -> int:
-    """Run the order on standard input; 0 if its end could be told."""
+def main() -> NoReturn:
+    """Run the order on standard input; exits with 0 if its end could be told."""
     order = Order.model_validate_json(sys.stdin.readline())
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     # What ansible-runner or a plugin prints must not mix with the events.
@@ -67,7 +67,9 @@ def main() -> int:
     writer.join()
     if orphaned.is_set():
         lifeline.join()
-    return 0
+    sys.stderr.flush()
+    # Nothing is left to do, and the thread that waits for the parent cannot be joined.
+    os._exit(0)
 
 
 def _run(order: Order, lines: "queue.SimpleQueue[str | None]") -> Ended:
@@ -163,4 +165,4 @@ def _end_with_parent(order: Order, orphaned: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -91,7 +91,7 @@ def test_only_marked_processes_are_ended() -> None:
         found = processes.marked_with_machine("m2")
         assert [stubborn.pid] == [process.pid for process in found]
         assert 1 == processes.end(found, grace=0.5)
-        assert not psutil.pid_exists(stubborn.pid)
+        assert -signal.SIGKILL == stubborn.wait(5)
         assert psutil.pid_exists(bystander.pid)
     finally:
         for child in (stubborn, bystander):

@@ -6,6 +6,7 @@ matter which process tells of it, nor how often.
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from fleet import errors, jobs, todo
+from fleet.errors import UnknownJob
 from fleet.models import Frozen
 from fleet.redaction import Redactor
 from fleet.registry import open_registry
@@ -63,16 +65,24 @@ class FailedRun(Frozen):
     step: str
     job_id: str | None
     is_child: bool
+    is_failed: bool
     attempts: tuple[Attempt, ...]
     excerpt: tuple[str, ...]
 
 
 def record(settings: Settings, flow_run_id: str) -> int:
-    """Write the entries of a run's failed attempts that TODO.md lacks; how many were written."""
+    """End a failed run's job and write the entries of its failed attempts that TODO.md lacks.
+
+    Returns how many were written.
+    """
     with get_client(sync_client=True) as client:
         failed = observe(client, flow_run_id)
     if failed is None or failed.is_child or failed.flow in NOT_RECORDED:
         return 0
+    if failed.is_failed and failed.job_id and failed.attempts:
+        # A run that never began has no hook, and its job would wait for the reconciler.
+        with suppress(UnknownJob):
+            end_job(settings, failed.job_id, JobState.FAILED, failed.attempts[-1].reason)
     redact = Redactor(values_of(read_secrets(settings.secrets_file)))
     entries = entries_of(failed, redact, settings.flow_run_url(failed.id))
     return sum(todo.record(settings.todo_file, entry) for entry in entries)
@@ -148,6 +158,7 @@ def observe(client: SyncPrefectClient, flow_run_id: str) -> FailedRun | None:
         step=_step(client, run) or flow,
         job_id=None if job_id is None else str(job_id),
         is_child=run.parent_task_run_id is not None,
+        is_failed=run.state_type in FAILED,
         attempts=tuple(
             Attempt(number=n, at=state.timestamp, reason=reason_of(state.message, state.name or ""))
             for n, state in failed

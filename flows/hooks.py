@@ -17,6 +17,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.logging.loggers import flow_run_logger
 
 from fleet import processes, todo
+from fleet.errors import MusterError
 from fleet.settings import Settings, load_settings
 from fleet.states import JobState
 from flows import failures
@@ -119,8 +120,13 @@ def _record(settings: Settings, flow: Flow[..., Any], flow_run: FlowRun, state: 
 
 def _end_job(settings: Settings, flow_run: FlowRun, outcome: JobState, reason: str) -> None:
     job_id = (flow_run.parameters or {}).get(failures.JOB_PARAMETER)
-    if job_id is not None:
+    if job_id is None:
+        return
+    try:
         failures.end_job(settings, str(job_id), outcome, reason)
+    except MusterError as error:
+        # The entry in TODO.md is owed all the same.
+        flow_run_logger(flow_run).warning("the job of this run: %s", error)
 
 
 def _end_processes(flow_run: FlowRun) -> None:

@@ -22,14 +22,12 @@ from fleet.settings import CHECKOUT, Settings
 from flows.hooks import lifecycle_flow
 from flows.runs import Run, current_run, label_run, machines_held, now
 from tasks import ansible, inventory, ssh
-from tasks.ansible_events import (
-    Event,
+from tasks.ansible_events import Event, log_line, progress
+from tasks.ansible_results import (
     PlaybookResult,
     cause_of,
     error_of,
-    log_line,
     merged,
-    progress,
     recap,
     transient_failures,
 )
@@ -87,7 +85,7 @@ def run_playbook(
         )
         result = run_patiently(run, request, log)
         record_results(run, chosen, path, result)
-    show_recap(result)
+    show_recap(result, log)
     error = error_of(result, path.name)
     if error is not None:
         raise error
@@ -172,6 +170,7 @@ class _Reporter:
         self._tasks = 0
         self._told = time.monotonic()
         self._artifact: UUID | None = None
+        self._broken = False
 
     def __call__(self, event: Event) -> None:
         line = log_line(event)
@@ -183,27 +182,35 @@ class _Reporter:
 
     def _move(self, step: str) -> None:
         moment = time.monotonic()
+        if self._broken:
+            return
         if self._artifact is not None and moment - self._told < _PROGRESS_SECONDS:
             return
         self._told = moment
         self._show(progress(self._tasks), f"task {self._tasks}: {step}")
 
     def finish(self) -> None:
-        if self._artifact is not None:
+        if self._artifact is not None and not self._broken:
             self._show(100.0, f"{self._tasks} tasks")
 
     def _show(self, percent: float, description: str) -> None:
-        if self._artifact is None:
-            self._artifact = cast(
-                "UUID", create_progress_artifact(percent, description=description)
-            )
-        else:
-            update_progress_artifact(self._artifact, percent, description=description)
+        try:
+            if self._artifact is None:
+                made = create_progress_artifact(percent, description=description)
+                self._artifact = cast("UUID", made)
+            else:
+                update_progress_artifact(self._artifact, percent, description=description)
+        except Exception as error:  # whatever it is, the playbook goes on
+            self._broken = True
+            self._log.warning("the progress is no longer shown: %s", error)
 
 
-def show_recap(result: PlaybookResult) -> None:
+def show_recap(result: PlaybookResult, log: Log) -> None:
     """Keep the recap, and the failed tasks with it, as an artifact of the run."""
-    create_markdown_artifact(recap(result), key="recap", description=result.summary)
+    try:
+        create_markdown_artifact(recap(result), key="recap", description=result.summary)
+    except Exception as error:  # the result counts, also when it cannot be shown
+        log.warning("the recap is not kept: %s", error)
 
 
 def record_results(

@@ -22,7 +22,8 @@ from fleet.models import Frozen
 from fleet.redaction import Redactor
 from fleet.settings import CHECKOUT, Settings
 from tasks.ansible_child import Ended, Order
-from tasks.ansible_events import End, Event, PlaybookResult, result_of
+from tasks.ansible_events import Event
+from tasks.ansible_results import End, PlaybookResult, result_of
 from tasks.secrets import read_secrets, values_of
 
 _KEPT_VARIABLES = ("HOME", "USER", "LOGNAME", "TZ")

@@ -18,7 +18,8 @@ from pydantic import Field
 
 from fleet import processes
 from fleet.models import Frozen
-from tasks.ansible_events import End, compact
+from tasks.ansible_events import compact
+from tasks.ansible_results import End
 
 _GRACE_SECONDS = 3.0
 _POLL_SECONDS = 2

@@ -169,6 +169,10 @@ class Orchestrator:
         """The pool's newest runs that no other run started, newest first (one page)."""
         return self._filter({"parent_task_run_id": {"is_null_": True}}, in_pool=True)
 
+    def children(self, run_id: str) -> tuple[FlowRun, ...]:
+        """The runs of the flows that a run has called."""
+        return self._filter({"parent_flow_run_id": {"any_": [run_id]}})
+
     def history(self, run_id: str) -> tuple[StateChange, ...]:
         """Every state a run has had, oldest first."""
         answer = self._get("/flow_run_states/", params={"flow_run_id": run_id})
@@ -178,8 +182,7 @@ class Orchestrator:
         self, run_id: str, *, offset: int = 0, limit: int | None = None
     ) -> tuple[LogLine, ...]:
         """The log of a run and the runs it started, oldest line first, from line `offset` on."""
-        children = self._filter({"parent_flow_run_id": {"any_": [run_id]}})
-        ids = [run_id, *(child.id for child in children)]
+        ids = [run_id, *(child.id for child in self.children(run_id))]
         lines: list[LogLine] = []
         while limit is None or len(lines) < limit:
             body = {

@@ -133,6 +133,10 @@ class Reconciler:
             left = processes.marked(processes.RUN_MARK, run.id)
             ended = processes.end(left, grace=_ENDING_SECONDS)
             logger.warning("run %s is lost (%d processes ended): %s", run.name, ended, state)
+            # Its flows lived in the same process, and no other pass would look at them.
+            for child in self._orchestrator.children(run.id):
+                if child.state_type not in FINAL_STATES:
+                    self._orchestrator.settle(child.id, state, LOST)
             self._orchestrator.settle(run.id, state, LOST)
 
     def _is_still(self, run: FlowRun) -> bool:

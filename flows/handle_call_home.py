@@ -15,10 +15,15 @@ from tasks import steps
 
 @lifecycle_flow(name="handle-call-home")
 def handle_call_home(
-    machine_id: Annotated[str, Field(description="Id of the machine in the registry.")],
-    job_id: Annotated[str, Field(description="Id of the job that this run does.")],
+    machine_id: Annotated[str, Field(min_length=1)],
+    job_id: Annotated[str, Field(min_length=1)],
 ) -> str:
-    """Configure a machine that called home with the playbook of the settings."""
+    """Configure a machine that called home with the playbook of the settings.
+
+    Args:
+        machine_id: Id of the machine in the registry.
+        job_id: Id of the job that this run does.
+    """
     run = current_run()
     machine = begin(run, machine_id, job_id)
     with machines_held(run, [machine], get_run_logger()):

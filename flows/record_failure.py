@@ -11,10 +11,12 @@ from flows.runs import current_run
 
 
 @lifecycle_flow(name="record-failure")
-def record_failure(
-    flow_run_id: Annotated[str, Field(description="Id of the flow run that failed.")],
-) -> int:
-    """Write the failed attempts of a run into TODO.md, unless they stand there already."""
+def record_failure(flow_run_id: Annotated[str, Field(min_length=1)]) -> int:
+    """Write the failed attempts of a run into TODO.md, unless they stand there already.
+
+    Args:
+        flow_run_id: Id of the flow run that failed.
+    """
     written = failures.record(current_run().settings, flow_run_id)
     get_run_logger().info("%d entries written", written)
     return written

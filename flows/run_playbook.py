@@ -38,32 +38,26 @@ _PROGRESS_SECONDS = 2.0
 
 Limit = Annotated[
     str,
-    Field(
-        description="A machine's name, several with commas between, or `machines` for all.",
-        min_length=1,
-        max_length=4096,
-        examples=["node-3", "node-3,node-4", "machines"],
-    ),
-]
-Playbook = Annotated[
-    str | None,
-    Field(description="Path of a playbook in the checkout; the one of the settings if left out."),
+    Field(min_length=1, max_length=4096, examples=["node-3", "node-3,node-4", EVERY_MACHINE]),
 ]
 Tag = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)]
-Tags = Annotated[
-    list[Tag], Field(description="Run only tasks with one of these tags; all if empty.")
-]
-Check = Annotated[bool, Field(description="Only say what would change; change nothing.")]
 
 
 @lifecycle_flow(name="run-playbook", flow_run_name="{limit}")
 def run_playbook(
     limit: Limit = EVERY_MACHINE,
-    playbook: Playbook = None,
-    tags: Tags = [],  # noqa: B006 - Prefect reads the default for its schema and copies it
-    check: Check = False,
+    playbook: str | None = None,
+    tags: list[Tag] = [],  # noqa: B006 - the default is read for the schema, never written
+    check: bool = False,
 ) -> PlaybookResult:
-    """Run an Ansible playbook on machines of the registry and say what it changed."""
+    """Run an Ansible playbook on machines of the registry and say what it changed.
+
+    Args:
+        limit: A machine's name, several with commas between, or `machines` for all.
+        playbook: Path of a playbook in the checkout; the one of the settings if left out.
+        tags: Run only tasks with one of these tags; all if empty.
+        check: Only say what would change, and change nothing.
+    """
     run, log = current_run(), get_run_logger()
     path = resolve_playbook(playbook, run.settings)
     with run.registry.read() as session:

@@ -32,8 +32,11 @@ def run_dir(settings: Settings) -> Path:
 
 
 @contextmanager
-def claim(settings: Settings) -> Iterator[None]:
-    """Be the only `up` on this home. Raises SetupFailed naming the one that runs."""
+def claim(settings: Settings) -> Iterator[bool]:
+    """Be the only `up` on this home. Raises SetupFailed naming the one that runs.
+
+    Gives whether the one before did not come to its end, so that it may have left something.
+    """
     with ExitStack() as held:
         try:
             held.enter_context(locks.hold(_lock(settings), what="this home", timeout=0))
@@ -42,6 +45,7 @@ def claim(settings: Settings) -> Iterator[None]:
                 f"Muster runs already on {settings.home}{_who(_read(settings))}.",
                 remedy="Stop it with Ctrl-C there, or name another home: --home DIR (MUSTER_HOME).",
             ) from error
+        crashed = _record(settings).exists()
         mine = Claim(
             pid=os.getpid(),
             since=datetime.now(UTC),
@@ -52,7 +56,7 @@ def claim(settings: Settings) -> Iterator[None]:
         )
         _record(settings).write_text(mine.model_dump_json())
         try:
-            yield
+            yield crashed
         finally:
             _record(settings).unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fleet.models import Job
     from fleet.registry import Registry
     from fleet.states import JobState
-    from netboot.orchestrator import LogLine
+    from netboot.orchestrator import LogLine, Orchestrator
 
 app = typer.Typer(help="Jobs: list, show, log, retry, cancel.", no_args_is_help=True)
 
@@ -90,18 +90,8 @@ def print_log(
         if not follow:
             _print_lines(prefect.logs(_run_of(job)))
             return
-        printed = 0
-        ended_at: float | None = None
-        while ended_at is None or time.monotonic() < ended_at + _LAST_LINES_SECONDS:
-            job = _find(opened, job.id)
-            if job.flow_run_id is not None:
-                lines = prefect.logs(job.flow_run_id, offset=printed)
-                _print_lines(lines)
-                printed += len(lines)
-            if ended_at is None and _has_ended(job):
-                ended_at = time.monotonic()
-            time.sleep(_FOLLOW_SECONDS)
-        typer.echo(f"The job {job.state}.", err=True)
+        job = _follow(opened, prefect, job)
+    typer.echo(f"The job {job.state}.", err=True)
 
 
 @app.command("retry")
@@ -160,10 +150,35 @@ def _run_of(job: "Job") -> str:
     return job.flow_run_id
 
 
-def _has_ended(job: "Job") -> bool:
-    from fleet.states import ACTIVE_JOB_STATES
+def _follow(registry: "Registry", prefect: "Orchestrator", job: "Job") -> "Job":
+    """Print the log as it grows, until job and run have ended and the last lines have come."""
+    printed = 0
+    ended_at: float | None = None
+    while ended_at is None or time.monotonic() < ended_at + _LAST_LINES_SECONDS:
+        job = _find(registry, job.id)
+        if job.flow_run_id is not None:
+            lines = prefect.logs(job.flow_run_id, offset=printed)
+            _print_lines(lines)
+            printed += len(lines)
+        if not _has_ended(prefect, job):
+            ended_at = None
+        elif ended_at is None:
+            ended_at = time.monotonic()
+        time.sleep(_FOLLOW_SECONDS)
+    return job
 
-    return job.state not in ACTIVE_JOB_STATES
+
+def _has_ended(prefect: "Orchestrator", job: "Job") -> bool:
+    """Whether nothing is under way: a retried run is, before its job shows it."""
+    from fleet.states import ACTIVE_JOB_STATES
+    from netboot.orchestrator import FINAL_STATES
+
+    if job.state in ACTIVE_JOB_STATES:
+        return False
+    if job.flow_run_id is None:
+        return True
+    run = prefect.runs([job.flow_run_id]).get(job.flow_run_id)
+    return run is None or run.state_type in FINAL_STATES
 
 
 def _job_state(text: str | None) -> "JobState | None":

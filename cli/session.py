@@ -1,6 +1,5 @@
 """One run of `up`, read from top to bottom: prepare, start, wait, stay, stop."""
 
-import os
 import time
 from datetime import UTC, datetime
 
@@ -15,6 +14,7 @@ from cli.supervisor import ProgramState, Supervisor
 from fleet.errors import MusterError
 from fleet.registry import open_registry
 from fleet.settings import Settings
+from lab.teardown import cleanup_leftovers
 from tasks.ssh import ensure_operator_key
 
 _STAY_POLL_SECONDS = 0.5
@@ -115,8 +115,8 @@ def run(settings: Settings, *, machines: int, check: bool) -> int:
     if session.laboratory:
         session.laboratory.require_host()
     preflight.make_folders(session.settings)
-    with interrupts() as signals, claim(session.settings):
-        _clean_up_leftovers(session)
+    with interrupts() as signals, claim(session.settings) as crashed:
+        _clean_up_leftovers(session, crashed=crashed)
         preflight.check_ports(preflight.needed_ports(session.settings))
         try:
             return _start_and_stay(session, check=check)
@@ -153,15 +153,16 @@ def _stop(session: Session, signals: Interrupts) -> None:
     signals.ignore()
 
 
-def _clean_up_leftovers(session: Session) -> None:
+def _clean_up_leftovers(session: Session, *, crashed: bool) -> None:
+    """End what an earlier `up` left. Laboratory machines that were booted by hand may go on
+    unless `up` is about to run a laboratory itself.
+    """
     ended = preflight.end_leftovers(session.settings)
     found = [f"{ended} processes"] if ended else []
-    if os.geteuid() == 0:
-        from lab.teardown import cleanup_leftovers
-
+    if crashed or session.laboratory:
         found += cleanup_leftovers(session.settings)
     if found:
-        session.reporter.say(f"Cleaned up after a crash: {', '.join(found)}.")
+        session.reporter.say(f"Cleaned up what was left: {', '.join(found)}.")
 
 
 def changes(

@@ -133,7 +133,7 @@ def test_killed_up_takes_its_processes_along_and_the_next_one_recovers(
 
     again = start("--check")
     assert 0 == again.process.wait(START_SECONDS), again.text()
-    assert re.search(r"Cleaned up after a crash: \d+ processes", again.text())
+    assert re.search(r"Cleaned up what was left: \d+ processes", again.text())
     assert [] == again.left()
 
 

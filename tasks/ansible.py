@@ -98,6 +98,8 @@ def environment(
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(private_dir / "cp"),
         "ANSIBLE_TIMEOUT": str(settings.connect_timeout),
         "ANSIBLE_NOCOLOR": "1",
+        # ansible-runner turns it off where it is not set.
+        "ANSIBLE_HOST_KEY_CHECKING": "True",
         processes.HOME_MARK: str(settings.home),
         processes.RUN_MARK: request.flow_run_id,
         processes.MACHINE_MARK: ",".join(request.machine_ids),

@@ -70,6 +70,7 @@ def _variables(machine: Machine, settings: Settings) -> dict[str, Any]:
         "ansible_host": machine.address,
         "ansible_user": settings.ssh_user,
         "ansible_ssh_private_key_file": str(settings.ssh_key_file),
+        "ansible_host_key_checking": True,
         "ansible_ssh_common_args": shlex.join(ssh_options(settings, machine)),
         "muster_machine_id": machine.id,
     }

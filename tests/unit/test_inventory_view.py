@@ -43,6 +43,7 @@ def test_a_machine_has_its_variables(tmp_path: Path) -> None:
     assert {
         "ansible_host": "10.0.0.3",
         "ansible_user": "admin",
+        "ansible_host_key_checking": True,
         "ansible_ssh_private_key_file": str(tmp_path / "home/keys/operator_ed25519"),
         "muster_machine_id": "id-of-node-1",
     } == hosts["node-1"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli import job, key, lab, machine, test, todo, up
+from cli import bench, job, key, lab, machine, test, todo, up
+from cli.failure import tell_failure
 from fleet.errors import MusterError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("test", context_settings=test.CONTEXT)(test.test)
+app.command("bench", context_settings=test.CONTEXT)(bench.bench)
 app.add_typer(machine.app, name="machine")
 app.add_typer(job.app, name="job")
 app.command("todo")(todo.todo)
@@ -46,17 +48,6 @@ def main() -> None:
         for problem in problems:
             tell_failure(problem, "docs/settings.md describes every setting.")
         sys.exit(1)
-
-
-def tell_failure(detail: str, remedy: str) -> None:
-    """Print a failure to standard error: the remedy, if there is one, on a line of its own."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text(f"✗ {detail}", style="bold red"))
-    if remedy:
-        console.print(Text(f"  {remedy}"))
 
 
 def _settings_problems(error: ValueError) -> list[str]:

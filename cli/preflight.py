@@ -30,7 +30,9 @@ def make_folders(settings: Settings) -> None:
     """Make the home's folders. Raises SetupFailed when this user may not write there."""
     private = (run_dir(settings), settings.ssh_key_file.parent)
     try:
-        for folder in (settings.home, settings.logs_dir, settings.locks_dir, *private):
+        # Logs and registry are nobody else's business; an existing home keeps its owner's mode.
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (settings.logs_dir, settings.locks_dir, *private):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in private:
             if folder.is_relative_to(settings.home):

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from cli import control_plane, preflight
 from cli.claim import claim
+from cli.failure import tell_failure
 from cli.interrupts import Hurry, Interrupted, Interrupts, interrupts
 from cli.laboratory import Laboratory
-from cli.main import tell_failure
 from cli.packages import CONTROL_PLANE, ensure_packages
 from cli.render import Reporter
 from cli.supervisor import ProgramState, Supervisor

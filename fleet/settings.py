@@ -172,13 +172,13 @@ class Settings(BaseSettings):
         return f"{self.prefect_url}/runs/flow-run/{flow_run_id}"
 
     def to_environment(self) -> dict[str, str]:
-        """The settings that differ from their defaults, as variables for a child process."""
-        variables: dict[str, str] = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if value is not None and (name == "home" or value != field.default):
-                variables[f"MUSTER_{name.upper()}"] = _as_text(value)
-        return variables
+        """The settings as variables, so that a child process has the very same ones."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {
+            f"MUSTER_{name.upper()}": _as_text(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 def _as_text(value: Any) -> str:

@@ -1,11 +1,13 @@
 """What the Prefect server must know: the work pool, the deployments and the automation."""
 
+import io
 import os
 import shlex
-import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from uuid import UUID
 
+from prefect.cli import app
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.events.actions import RunDeployment
@@ -21,7 +23,6 @@ POOL_TYPE = "process"
 AUTOMATION = "record failures"
 RECORDER = "record-failure/record-failure"
 RECORDED = ("handle-call-home", "run-playbook")
-_DEPLOY_SECONDS = 120
 # `python -m prefect.engine`, its imports undisturbed by the garbage collector: a fifth faster.
 _ENGINE = (
     "import gc, runpy; gc.disable(); import prefect.flow_engine; gc.freeze(); gc.enable(); "
@@ -58,20 +59,21 @@ def ensure_work_pool(settings: Settings) -> None:
 
 def deploy(settings: Settings) -> None:
     """Deploy what prefect.yaml lists. Raises SetupFailed with what Prefect said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=CHECKOUT,
-        env=os.environ | {"MUSTER_WORK_POOL": settings.work_pool},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=_DEPLOY_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
+    os.environ["MUSTER_WORK_POOL"] = settings.work_pool
+    said = io.StringIO()
+    # Prefect's own command, in this process because its imports take a second.
+    arguments, sys.argv = sys.argv, ["prefect", "--no-prompt", "deploy", "--all"]
+    try:
+        with chdir(CHECKOUT), redirect_stdout(said), redirect_stderr(said):
+            app()
+        status: object = 0
+    except SystemExit as end:
+        status = end.code
+    finally:
+        sys.argv = arguments
+    if status:
         raise SetupFailed(
-            f"`prefect deploy --all` failed: {done.stdout[-2000:]}",
+            f"`prefect deploy --all` failed: {said.getvalue()[-2000:]}",
             remedy="See that the Prefect server runs and prefect.yaml is sound.",
         )
 

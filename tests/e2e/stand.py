@@ -59,6 +59,8 @@ class Stand:
 
     def start(self) -> None:
         """Start `up` and return at once."""
+        if self._output is not None:
+            self._output.close()
         self._output = (self.settings.home / "up.out").open("ab")
         self._up = subprocess.Popen(
             [str(CHECKOUT / "muster"), "up", "--lab", str(len(self.names))],

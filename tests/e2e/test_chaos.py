@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from psutil import Process
 
 from fleet import locks, processes, todo
 from fleet.models import Job
@@ -28,22 +29,26 @@ HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ0FQvY6dCkVrGhPn3lVKf3dP1Vv0Yk5
 
 @dataclass(frozen=True)
 class Victim:
-    """What to kill, how to find it for a flow run, and how many machines must call meanwhile."""
+    """What to kill, how to find it for a flow run, and how many machines must call meanwhile.
+
+    `outlived` says whether the runs go on without it to their good end.
+    """
 
     name: str
-    find: Callable[[Stand, str], list]
+    find: Callable[[Stand, str], list[Process]]
     strangers: int = 0
+    outlived: bool = False
 
 
-def _by(*words: str) -> Callable[[Stand, str], list]:
+def _by(*words: str) -> Callable[[Stand, str], list[Process]]:
     return lambda stand, run_id: stand.find(*words)
 
 
-def _flow(stand: Stand, run_id: str) -> list:
+def _flow(stand: Stand, run_id: str) -> list[Process]:
     return stand.find("prefect.engine", **{processes.PREFECT_RUN_MARK: run_id})
 
 
-def _ansible(stand: Stand, run_id: str) -> list:
+def _ansible(stand: Stand, run_id: str) -> list[Process]:
     """The run's ansible-playbook itself, without its workers."""
     found = stand.find("/ansible-playbook ", **{processes.RUN_MARK: run_id})
     pids = {process.pid for process in found}
@@ -52,8 +57,8 @@ def _ansible(stand: Stand, run_id: str) -> list:
 
 VICTIMS = (
     Victim("flow", _flow),
-    Victim("worker", _by("prefect", "worker", "start")),
-    Victim("api", _by("netboot.serve"), strangers=3),
+    Victim("worker", _by("prefect", "worker", "start"), outlived=True),
+    Victim("api", _by("netboot.serve"), strangers=3, outlived=True),
     Victim("prefect", _by("prefect", "server", "start"), strangers=2),
 )
 
@@ -217,6 +222,8 @@ def test_kill_one_in_the_middle_of_runs(ready_fleet: Fleet, victim: Victim) -> N
     assert 1 == killed
     fleet.wait_for(callers)
     fleet.settle()
+    ended = [stand.job(job_id).state for job_id in begun.values()]
+    assert not victim.outlived or [JobState.SUCCEEDED, JobState.SUCCEEDED] == ended
     fleet.retry()
 
 

@@ -5,8 +5,8 @@ Prefect is configured by variables alone, so that a checkout needs no profile of
 
 from fleet.settings import Settings
 
-# Half a second between a worker's looks: a call home must not wait for the next one for long.
-_WORKER_QUERY_SECONDS = "0.5"
+# Between a worker's looks: a call home must not wait for the next one for long.
+_WORKER_QUERY_SECONDS = "0.25"
 
 
 def prefect_environment(settings: Settings) -> dict[str, str]:

@@ -23,14 +23,13 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from fleet import errors, jobs, todo
+from fleet import errors, todo
 from fleet.errors import UnknownJob
 from fleet.models import Frozen
 from fleet.redaction import Redactor
-from fleet.registry import open_registry
 from fleet.settings import Settings
 from fleet.states import JobState
-from flows.runs import MACHINE_TAG, now
+from flows.runs import MACHINE_TAG
 from tasks.secrets import read_secrets, values_of
 
 JOB_PARAMETER = "job_id"
@@ -90,12 +89,10 @@ def record(settings: Settings, flow_run_id: str) -> int:
 
 def end_job(settings: Settings, job_id: str, outcome: JobState, reason: str) -> None:
     """Tell the registry that the job of a run has ended so. Raises UnknownJob."""
-    registry = open_registry(settings.registry_url)
-    try:
-        with registry.write() as session:
-            jobs.ended(session, job_id, outcome, now=now(), reason=reason)
-    finally:
-        registry.close()
+    from flows.records import opened  # noqa: PLC0415 - slow, and not needed to begin a run
+
+    with opened(settings) as records:
+        records.job_ended(job_id, outcome, reason)
 
 
 def entries_of(failed: FailedRun, redact: Redactor, run_url: str) -> list[todo.Entry]:

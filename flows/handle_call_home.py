@@ -5,11 +5,10 @@ from typing import Annotated
 from prefect.logging import get_run_logger
 from pydantic import Field
 
-from fleet import jobs, machines
 from fleet.models import Machine
 from flows.hooks import lifecycle_flow
 from flows.run_playbook import run_playbook
-from flows.runs import Run, current_run, label_run, machines_held, now
+from flows.runs import Run, current_run, label_run, machines_held
 from tasks import steps
 
 
@@ -25,34 +24,23 @@ def handle_call_home(
         job_id: Id of the job that this run does.
     """
     run = current_run()
+    log = get_run_logger()
     machine = begin(run, machine_id, job_id)
-    with machines_held(run, [machine], get_run_logger()):
-        machine, fleet = look(run, machine_id)
+    with machines_held(run, [machine], log):
+        # As it is now, after the wait for the lock.
+        machine = run.records.machine(machine_id)
         steps.pin_host_keys(run.settings, machine)
-        steps.refresh_inventory(run.settings, machine, fleet)
+        steps.refresh_inventory(run.settings, machine, run.records.fleet())
         run_playbook(limit=machine.name)
         steps.verify(run.settings, machine)
-        succeed(run, job_id)
+        run.records.job_succeeded(job_id)
+    log.info("%s is ready", machine.name)
     return machine.name
 
 
 def begin(run: Run, machine_id: str, job_id: str) -> Machine:
-    """Note in the registry that this run has begun to work on the job."""
-    with run.registry.write() as session:
-        machine = machines.get(session, machine_id)
-        jobs.started(session, job_id, run.id, now=now())
+    """Note in the registry that this run works on the job, and on the run which machine it is."""
+    machine = run.records.machine(machine_id)
+    run.records.job_started(job_id, run.id)
     label_run([machine.name])
     return machine
-
-
-def look(run: Run, machine_id: str) -> tuple[Machine, list[Machine]]:
-    """The machine and the fleet as they are now, after the wait for the lock."""
-    with run.registry.read() as session:
-        return machines.get(session, machine_id), machines.listing(session)
-
-
-def succeed(run: Run, job_id: str) -> None:
-    """Note in the registry that job and machine are done: the machine is ready."""
-    with run.registry.write() as session:
-        job = jobs.succeeded(session, job_id, now=now())
-    get_run_logger().info("%s is ready", job.machine_name)

@@ -15,12 +15,11 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 from pydantic import Field
 
-from fleet import events, machines
 from fleet.errors import InvalidRequest, UnknownMachine
 from fleet.models import Machine
 from fleet.settings import CHECKOUT, Settings
 from flows.hooks import lifecycle_flow
-from flows.runs import Run, current_run, label_run, machines_held, now
+from flows.runs import Run, current_run, label_run, machines_held
 from tasks import ansible, inventory, ssh
 from tasks.ansible_events import Event, log_line, progress
 from tasks.ansible_results import (
@@ -60,15 +59,19 @@ def run_playbook(
     """
     run, log = current_run(), get_run_logger()
     path = resolve_playbook(playbook, run.settings)
-    with run.registry.read() as session:
-        fleet = machines.listing(session)
+    fleet = run.records.fleet()
     chosen = resolve_limit(limit, fleet)
     label_run([machine.name for machine in chosen])
     with machines_held(run, chosen, log):
         for machine in chosen:
             ssh.pin_host_keys(run.settings, machine)
         inventory.refresh(run.settings, fleet)
-        record(run, chosen, "playbook-started", f"{path.name} started{' (check)' * check}")
+        run.records.note(
+            chosen,
+            kind="playbook-started",
+            message=f"{path.name} started{' (check)' * check}",
+            data={"flow_run_id": run.id},
+        )
         request = ansible.PlaybookRun(
             playbook=path,
             limit=tuple(machine.name for machine in chosen),
@@ -219,21 +222,5 @@ def record_results(
             told = f"{playbook.name} failed at task {failed[machine.name].step!r}"
         elif counts is not None:
             told = f"{playbook.name} finished: ok {counts.ok}, changed {counts.changed}"
-        data = counts.model_dump() if counts else {}
-        record(run, [machine], "playbook-finished", told, data)
-
-
-def record(
-    run: Run,
-    chosen: Sequence[Machine],
-    kind: str,
-    message: str,
-    data: dict[str, int] | None = None,
-) -> None:
-    """Add an event to the timeline of each machine."""
-    with run.registry.write() as session:
-        for machine in chosen:
-            events.record(
-                session, at=now(), kind=kind, message=message, machine_id=machine.id,
-                data={"flow_run_id": run.id, **(data or {})},
-            )  # fmt: skip
+        data = {"flow_run_id": run.id, **(counts.model_dump() if counts else {})}
+        run.records.note([machine], kind="playbook-finished", message=told, data=data)

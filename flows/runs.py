@@ -1,19 +1,22 @@
-"""The flow run that this process works on: its settings, its registry, its log."""
+"""The flow run that this process works on: its settings, its records, its locks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
 from fleet import locks, processes
 from fleet.models import Machine
-from fleet.registry import Registry, open_registry
 from fleet.settings import Settings, load_settings
 from tasks.patience import Log
+
+if TYPE_CHECKING:
+    from flows.records import Records
 
 MACHINE_TAG = "machine:"
 _LEFTOVER_SECONDS = 5.0
@@ -29,7 +32,7 @@ class Run:
 
     id: str
     settings: Settings
-    registry: Registry
+    records: "Records"
 
 
 def current_run() -> Run:
@@ -65,9 +68,10 @@ def entered(flow_run_id: str) -> Iterator[Run]:
         locks.hold(lock, what=f"flow run {flow_run_id}", timeout=settings.lost_run_grace)
     )
     with ExitStack() as stack:
-        registry = open_registry(settings.registry_url)
-        stack.callback(registry.close)
-        run = Run(flow_run_id, settings, registry)
+        # Its import is slow; by now Prefect shows the run as running.
+        from flows.records import opened  # noqa: PLC0415
+
+        run = Run(flow_run_id, settings, stack.enter_context(opened(settings)))
         token = _current.set(run)
         stack.callback(_current.reset, token)
         yield run

@@ -5,7 +5,6 @@ matter which process tells of it, nor how often.
 """
 
 import re
-from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
@@ -23,27 +22,19 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from fleet import errors, todo
+from fleet import todo
 from fleet.errors import UnknownJob
 from fleet.models import Frozen
 from fleet.redaction import Redactor
+from fleet.runs import EXCERPT_LINES, NOT_RECORDED, excerpt_of, machine_of, reason_of
 from fleet.settings import Settings
 from fleet.states import JobState
-from flows.runs import MACHINE_TAG
 from tasks.secrets import read_secrets, values_of
 
 JOB_PARAMETER = "job_id"
-EXCERPT_LINES = 20
-# The recorder's own failures would make an entry about making an entry.
-NOT_RECORDED = frozenset({"record-failure"})
 FAILED = frozenset({StateType.FAILED, StateType.CRASHED})
 _ENDED = FAILED | {StateType.COMPLETED, StateType.CANCELLED}
 _NEVER = datetime.fromtimestamp(0, UTC)
-_PREFIX = re.compile(r"^(Flow run encountered an exception|Crash detected!)[:.]?\s*")
-# The class names of our errors say nothing that their words do not.
-_OUR_ERROR = re.compile(
-    rf"^(?:{'|'.join(name for name, kind in vars(errors).items() if isinstance(kind, type))}): "
-)
 _RUN_SUFFIX = re.compile(r"-[0-9a-f]{1,3}$")
 
 
@@ -112,30 +103,6 @@ def entries_of(failed: FailedRun, redact: Redactor, run_url: str) -> list[todo.E
         )
         for attempt in failed.attempts
     ]
-
-
-def reason_of(message: str | None, name: str) -> str:
-    """One line that says why a run is in a state, from the state's message. Pure."""
-    lines = _PREFIX.sub("", (message or "").strip()).splitlines()
-    return _OUR_ERROR.sub("", lines[0]) if lines else name
-
-
-def excerpt_of(messages: Iterable[str]) -> tuple[str, ...]:
-    """The last lines of a log, tracebacks cut to what they end with. Pure."""
-    lines: list[str] = []
-    for message in messages:
-        if message.startswith("Running hook"):
-            continue
-        head, traceback, rest = message.partition("Traceback (most recent call last)")
-        text = f"{head.strip()} {rest.strip().splitlines()[-1]}" if traceback else message
-        lines += text.splitlines()
-    return tuple(lines[-EXCERPT_LINES:])
-
-
-def machine_of(tags: Sequence[str]) -> str:
-    """The machine that a run's tags name, or `-` if they name none or several. Pure."""
-    named = [tag.removeprefix(MACHINE_TAG) for tag in tags if tag.startswith(MACHINE_TAG)]
-    return named[0] if len(named) == 1 else "-"
 
 
 def observe(client: SyncPrefectClient, flow_run_id: str) -> FailedRun | None:

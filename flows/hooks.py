@@ -18,6 +18,7 @@ from prefect.logging.loggers import flow_run_logger
 
 from fleet import processes, todo
 from fleet.errors import MusterError
+from fleet.runs import machine_of, reason_of
 from fleet.settings import Settings, load_settings
 from fleet.states import JobState
 from flows import failures
@@ -70,7 +71,7 @@ def tick_entries(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
         tags = client.read_flow_run(flow_run.id).tags
     ticked = todo.tick(
         settings.todo_file, flow_run_id=str(flow_run.id), flow=flow.name,
-        machine=failures.machine_of(tags), now=now(),
+        machine=machine_of(tags), now=now(),
     )  # fmt: skip
     if ticked:
         flow_run_logger(flow_run, flow).info("entries in TODO.md ticked")
@@ -112,7 +113,7 @@ def record_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State) -
 def _record(settings: Settings, flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     log = flow_run_logger(flow_run, flow)
     # The registry first: it needs no Prefect, and the layers behind this one mend the rest.
-    reason = failures.reason_of(state.message, state.name or state.type.value)
+    reason = reason_of(state.message, state.name or state.type.value)
     _end_job(settings, flow_run, JobState.FAILED, reason)
     if failures.record(settings, str(flow_run.id)):
         log.info("recorded in %s", settings.todo_file)

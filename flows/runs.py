@@ -12,13 +12,13 @@ from prefect.context import FlowRunContext
 
 from fleet import locks, processes
 from fleet.models import Machine
+from fleet.runs import MACHINE_TAG
 from fleet.settings import Settings, load_settings
 from tasks.patience import Log
 
 if TYPE_CHECKING:
     from flows.records import Records
 
-MACHINE_TAG = "machine:"
 _LEFTOVER_SECONDS = 5.0
 _current: ContextVar["Run"] = ContextVar("current_run")
 # Prefect notes a run's end after the flow's body has returned. A lock given back before that would

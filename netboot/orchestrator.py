@@ -12,6 +12,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fleet.errors import MusterError
+from fleet.runs import machine_of
 from fleet.settings import Settings
 
 TIMEOUT_SECONDS = 15.0
@@ -22,7 +23,6 @@ FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 FAILED_STATES = frozenset({"FAILED", "CRASHED"})
 # Handed to a worker and not ended: a process ought to exist.
 LIVE_STATES = frozenset({"PENDING", "RUNNING", "CANCELLING"})
-MACHINE_TAG = "machine:"
 
 
 class PrefectUnavailable(MusterError):
@@ -72,8 +72,7 @@ class FlowRun(_Answer):
     @property
     def machine(self) -> str:
         """The machine's name from the run's tags; `-` for a run about no single machine."""
-        named = [tag.removeprefix(MACHINE_TAG) for tag in self.tags if tag.startswith(MACHINE_TAG)]
-        return named[0] if len(named) == 1 else "-"
+        return machine_of(self.tags)
 
 
 class LogLine(_Answer):

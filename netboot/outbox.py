@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from fleet import jobs
 from fleet.models import Job
 from fleet.registry import Registry
+from fleet.runs import MACHINE_TAG
 from fleet.settings import Settings
 from fleet.states import JobState
 from netboot.orchestrator import (
-    MACHINE_TAG,
     FlowRun,
     Orchestrator,
     PrefectRefused,

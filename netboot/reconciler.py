@@ -7,7 +7,6 @@ retry) and mends what differs. Deciding is pure; doing is idempotent.
 """
 
 import logging
-import re
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from fleet import jobs, locks, processes, todo
 from fleet.redaction import Redactor
 from fleet.registry import Registry
+from fleet.runs import NOT_RECORDED, excerpt_of, reason_of
 from fleet.settings import Settings
 from fleet.states import JobState
 from netboot.orchestrator import (
@@ -29,12 +29,8 @@ from netboot.orchestrator import (
 
 logger = logging.getLogger(__name__)
 
-# The recorder's own failures would make an entry about making an entry.
-NOT_RECORDED = frozenset({"record-failure"})
 LOST = "its process is gone: killed, or the control node went down"
-_EXCERPT_LINES = 20
 _ENDING_SECONDS = 10.0
-_PREFIX = re.compile(r"^(Flow run encountered an exception|Crash detected!)[:.]?\s*")
 
 
 def lost_state(run: FlowRun, *, held: bool, now: datetime, grace: float) -> str | None:
@@ -60,7 +56,7 @@ def job_end(run: FlowRun | None) -> tuple[JobState, str] | None:
     if run is None:
         return JobState.FAILED, "its flow run is gone from Prefect; muster job retry makes another"
     if run.state_type in FAILED_STATES:
-        return JobState.FAILED, reason_of(run.state)
+        return JobState.FAILED, _reason(run.state)
     if run.state_type == "CANCELLED":
         return JobState.CANCELLED, "cancelled"
     if run.state_type == "COMPLETED":
@@ -77,14 +73,6 @@ def heals(run: FlowRun, entry: todo.Listed) -> bool:
     """Whether a success of the run may heal the entry: its own, or its flow's for its machine."""
     subject = (run.deployment, run.machine)
     return run.id == entry.flow_run_id or subject == (entry.flow, entry.machine)
-
-
-def reason_of(state: StateChange | None) -> str:
-    """One line that says why a run is in this state."""
-    if state is None:
-        return "no reason was given"
-    first = (state.message or state.name).strip().splitlines()[0]
-    return _PREFIX.sub("", first) or state.name
 
 
 class Reconciler:
@@ -214,7 +202,7 @@ class Reconciler:
             flow=run.deployment,
             machine=run.machine,
             step=run.deployment,
-            reason=Redactor()(reason_of(state)),
+            reason=Redactor()(_reason(state)),
             flow_run_id=run.id,
             attempt=attempt,
             run_url=self._settings.flow_run_url(run.id),
@@ -222,6 +210,9 @@ class Reconciler:
         )
 
 
+def _reason(state: StateChange | None) -> str:
+    return "no reason was given" if state is None else reason_of(state.message, state.name)
+
+
 def _excerpt(lines: Sequence[LogLine]) -> str:
-    tail = "\n".join(line.message for line in lines[-_EXCERPT_LINES:])
-    return Redactor()(tail)
+    return Redactor()("\n".join(excerpt_of(line.message for line in lines)))

@@ -7,8 +7,9 @@ import pytest
 
 from fleet.errors import InvalidRequest, MusterError, UnknownMachine
 from fleet.redaction import Redactor
+from fleet.runs import excerpt_of, machine_of, reason_of
 from fleet.settings import CHECKOUT, Settings
-from flows.failures import Attempt, FailedRun, entries_of, excerpt_of, machine_of, reason_of
+from flows.failures import Attempt, FailedRun, entries_of
 from flows.handle_call_home import handle_call_home
 from flows.record_failure import record_failure
 from flows.run_playbook import resolve_limit, resolve_playbook, run_playbook

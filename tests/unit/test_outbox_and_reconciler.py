@@ -7,7 +7,7 @@ import pytest
 from fleet.states import JobState
 from netboot import outbox
 from netboot.orchestrator import FlowRun, StateChange
-from netboot.reconciler import failures, is_stray, job_end, lost_state, reason_of
+from netboot.reconciler import failures, is_stray, job_end, lost_state
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -80,20 +80,6 @@ def test_attempts_are_counted_over_the_whole_history() -> None:
     kinds = "SCHEDULED PENDING RUNNING FAILED SCHEDULED RUNNING CRASHED RUNNING COMPLETED"
     history = [change(kind, 100 - n) for n, kind in enumerate(kinds.split())]
     assert [(1, "FAILED"), (2, "CRASHED")] == [(n, s.type) for n, s in failures(history)]
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("Flow run encountered an exception: PlaybookFailed: lab-1\nmore", "PlaybookFailed: lab-1"),
-        (None, "Failed"),
-        ("", "Failed"),
-        ("killed", "killed"),
-    ],
-)
-def test_a_reason_is_one_line(message: str | None, expected: str) -> None:
-    """The state's message without Prefect's preamble, or the state's name."""
-    assert expected == reason_of(change("FAILED", message=message))
 
 
 def test_a_run_knows_its_machine() -> None:

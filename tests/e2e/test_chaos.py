@@ -15,7 +15,7 @@ from tasks.ssh import verify
 from tests.e2e.callers import Caller, Persistent, gateway_netns
 from tests.e2e.conftest import StartStand
 from tests.e2e.stand import PLAYBOOKS, Stand, wait_until
-from tests.e2e.truth import observe, overlapping, problems
+from tests.e2e.truth import Snapshot, observe, overlapping, problems
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
@@ -117,11 +117,15 @@ class Fleet:
         return run_id is not None and any(t.startswith(run_id) for t in self.stand.ticks(name))
 
     def settle(self) -> None:
-        """Wait until things have settled and everything is true."""
+        """Wait until things have settled and everything is true, recorders at rest included."""
         found: list[str] = ["not looked at"]
 
         def is_true() -> bool:
-            found[:] = self.problems() if self.stand.api_answers() else ["the API is not ready"]
+            if not self.stand.api_answers():
+                found[:] = ["the API is not ready"]
+                return False
+            seen = observe(self.stand)
+            found[:] = [*self.problems(seen), *(f"{name} records" for name in seen.recorders)]
             return not found
 
         wait_until(
@@ -133,12 +137,11 @@ class Fleet:
         """Fail unless everything remains true for so long."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            assert [] == self.problems(), self.stand.explain()
+            assert [] == self.problems(observe(self.stand)), self.stand.explain()
             time.sleep(0.5)
 
-    def problems(self) -> list[str]:
-        """What is not true, of the machines' own records too."""
-        seen = observe(self.stand)
+    def problems(self, seen: Snapshot) -> list[str]:
+        """What is not true, of the machines' own records and the callers' too."""
         found = problems(seen)
         for name in NAMES:
             twice = overlapping(self.stand.ticks(name))

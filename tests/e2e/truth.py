@@ -10,9 +10,9 @@ import psutil
 
 from fleet import processes, todo
 from fleet.models import Job, Machine
+from fleet.runs import NOT_RECORDED
 from fleet.states import ACTIVE_JOB_STATES, JobState, MachineState
 from netboot.orchestrator import FAILED_STATES, FINAL_STATES, FlowRun, StateChange
-from netboot.reconciler import NOT_RECORDED
 from tests.e2e.stand import Stand
 
 _JOB_OF_RUN = {
@@ -53,8 +53,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that can be seen at one moment. `alive` are the names of runs that have not ended,
-    those that other runs started included; `leftovers` the processes of runs that have.
+    """All that can be seen at one moment. `alive` are the names of runs that have not ended, those
+    that other runs started included; `recorders` are such runs of the flow that records failures;
+    `leftovers` are the processes of runs that have ended.
     """
 
     machines: tuple[Machine, ...]
@@ -62,6 +63,7 @@ class Snapshot:
     runs: tuple[Run, ...]
     entries: tuple[todo.Listed, ...]
     alive: tuple[str, ...]
+    recorders: tuple[str, ...]
     leftovers: tuple[str, ...]
 
 
@@ -73,13 +75,17 @@ def observe(stand: Stand) -> Snapshot:
         jobs=tuple(stand.jobs()),
         runs=tuple(Run(run, stand.history(run)) for run in runs),
         entries=tuple(todo.read(stand.settings.todo_file)),
-        alive=_alive_runs(stand.settings.prefect_url),
+        alive=_alive_runs(stand, ("handle-call-home", "run-playbook")),
+        recorders=_alive_runs(stand, tuple(NOT_RECORDED)),
         leftovers=_leftovers(stand, {run.id for run in runs if run.state_type in FINAL_STATES}),
     )
 
 
 def problems(seen: Snapshot) -> list[str]:
-    """What is not settled or not true, in words; nothing if all is well. Pure."""
+    """What is not settled or not true, in words; nothing if all is well. Pure.
+
+    A failure may be told once more when all is settled, so the recorders are not among them.
+    """
     return [
         *(f"Prefect believes that {name} is alive" for name in seen.alive),
         *(f"left of an ended run: {process}" for process in seen.leftovers),
@@ -157,11 +163,14 @@ def _todo_problems(seen: Snapshot) -> Iterable[str]:
             yield f"the entry for run {entry.flow_run_id} attempt {entry.attempt} is {words}"
 
 
-def _alive_runs(prefect_url: str) -> tuple[str, ...]:
+def _alive_runs(stand: Stand, flows: tuple[str, ...]) -> tuple[str, ...]:
     states = ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "PAUSED"]
     answer = httpx.post(
-        f"{prefect_url}/api/flow_runs/filter",
-        json={"flow_runs": {"state": {"type": {"any_": states}}}},
+        f"{stand.settings.prefect_url}/api/flow_runs/filter",
+        json={
+            "flows": {"name": {"any_": flows}},
+            "flow_runs": {"state": {"type": {"any_": states}}},
+        },
         trust_env=False,
         timeout=15.0,
     )

@@ -22,12 +22,13 @@ def marked(name: str, value: str) -> list[psutil.Process]:
     return [p for p, environment in _environments() if environment.get(name) == value]
 
 
-def marked_with_machine(machine_id: str) -> list[psutil.Process]:
-    """The processes that work on a machine: its id is one of those in their mark."""
+def marked_with_machine(*machine_ids: str) -> list[psutil.Process]:
+    """The processes that work on one of the machines: its id is among those in their mark."""
+    wanted = set(machine_ids)
     return [
         process
         for process, environment in _environments()
-        if machine_id in environment.get(MACHINE_MARK, "").split(",")
+        if not wanted.isdisjoint(environment.get(MACHINE_MARK, "").split(","))
     ]
 
 

@@ -29,7 +29,7 @@ from fleet.redaction import Redactor
 from fleet.runs import EXCERPT_LINES, NOT_RECORDED, excerpt_of, machine_of, reason_of
 from fleet.settings import Settings
 from fleet.states import JobState
-from tasks.secrets import read_secrets, values_of
+from tasks.secrets import forms_of, read_secrets
 
 JOB_PARAMETER = "job_id"
 FAILED = frozenset({StateType.FAILED, StateType.CRASHED})
@@ -73,7 +73,7 @@ def record(settings: Settings, flow_run_id: str) -> int:
         # A run that never began has no hook, and its job would wait for the reconciler.
         with suppress(UnknownJob):
             end_job(settings, failed.job_id, JobState.FAILED, failed.attempts[-1].reason)
-    redact = Redactor(values_of(read_secrets(settings.secrets_file)))
+    redact = Redactor(forms_of(read_secrets(settings.secrets_file)))
     entries = entries_of(failed, redact, settings.flow_run_url(failed.id))
     return sum(todo.record(settings.todo_file, entry) for entry in entries)
 

@@ -3,7 +3,7 @@
 SQLAlchemy takes a while to import, so this file is imported when a run has begun, not before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -12,6 +12,11 @@ from fleet.models import Machine
 from fleet.registry import Registry, open_registry
 from fleet.settings import Settings
 from fleet.states import JobState
+
+PLAYBOOK_FINISHED = "playbook-finished"
+_RECENT_EVENTS = 50
+# A machine's id, a line for its timeline, and the figures that belong to it.
+Note = tuple[str, str, Mapping[str, str | int]]
 
 
 class Records:
@@ -45,19 +50,21 @@ class Records:
         with self._registry.write() as session:
             jobs.ended(session, job_id, outcome, now=now(), reason=reason)
 
-    def note(
-        self,
-        chosen: Sequence[Machine],
-        *,
-        kind: str,
-        message: str,
-        data: Mapping[str, str | int],
-    ) -> None:
-        """Add an event to the timeline of each machine."""
+    def tasks_of_last_run(self, machine_id: str, playbook: str) -> int | None:
+        """How many tasks the playbook of this name had when it last finished on the machine."""
+        with self._registry.read() as session:
+            for event in reversed(events.timeline(session, machine_id, limit=_RECENT_EVENTS)):
+                data = event.data or {}
+                if event.kind == PLAYBOOK_FINISHED and data.get("playbook") == playbook:
+                    return int(data.get("tasks", 0)) or None
+        return None
+
+    def note(self, kind: str, notes: Iterable[Note]) -> None:
+        """Add the notes to the timelines of their machines."""
         with self._registry.write() as session:
-            for machine in chosen:
+            for machine_id, message, data in notes:
                 events.record(
-                    session, at=now(), kind=kind, message=message, machine_id=machine.id,
+                    session, at=now(), kind=kind, message=message, machine_id=machine_id,
                     data=dict(data),
                 )  # fmt: skip
 

@@ -66,12 +66,7 @@ def run_playbook(
         for machine in chosen:
             ssh.pin_host_keys(run.settings, machine)
         inventory.refresh(run.settings, fleet)
-        run.records.note(
-            chosen,
-            kind="playbook-started",
-            message=f"{path.name} started{' (check)' * check}",
-            data={"flow_run_id": run.id},
-        )
+        note_start(run, chosen, path, check=check)
         request = ansible.PlaybookRun(
             playbook=path,
             limit=tuple(machine.name for machine in chosen),
@@ -81,7 +76,7 @@ def run_playbook(
             flow_run_id=run.id,
         )
         result = run_patiently(run, request, log)
-        record_results(run, chosen, path, result)
+        note_results(run, chosen, path, result)
     show_recap(result, log)
     error = error_of(result, path.name)
     if error is not None:
@@ -144,7 +139,8 @@ def resolve_limit(limit: str, fleet: Sequence[Machine]) -> list[Machine]:
 def run_patiently(run: Run, request: ansible.PlaybookRun, log: Log) -> PlaybookResult:
     """Run the playbook, again on hosts for which waiting may help; the results together."""
     result = PlaybookResult()
-    report = _Reporter(log)
+    last = run.records.tasks_of_last_run(request.machine_ids[0], request.playbook.name)
+    report = _Reporter(log, last)
     with suppress(*TRANSIENT):
         for attempt in patiently(run.settings, log):
             with attempt:
@@ -162,8 +158,9 @@ def run_patiently(run: Run, request: ansible.PlaybookRun, log: Log) -> PlaybookR
 class _Reporter:
     """Tells the run's log of each result, and moves the progress artifact now and then."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, expected: int | None) -> None:
         self._log = log
+        self._expected = expected
         self._tasks = 0
         self._told = time.monotonic()
         self._artifact: UUID | None = None
@@ -184,7 +181,7 @@ class _Reporter:
         if self._artifact is not None and moment - self._told < _PROGRESS_SECONDS:
             return
         self._told = moment
-        self._show(progress(self._tasks), f"task {self._tasks}: {step}")
+        self._show(progress(self._tasks, self._expected), f"task {self._tasks}: {step}")
 
     def finish(self) -> None:
         if self._artifact is not None and not self._broken:
@@ -210,11 +207,20 @@ def show_recap(result: PlaybookResult, log: Log) -> None:
         log.warning("the recap is not kept: %s", error)
 
 
-def record_results(
+def note_start(run: Run, chosen: Sequence[Machine], playbook: Path, *, check: bool) -> None:
+    """Write into each machine's timeline that a playbook begins."""
+    message = f"{playbook.name} started{' (check)' * check}"
+    run.records.note(
+        "playbook-started", [(machine.id, message, {"flow_run_id": run.id}) for machine in chosen]
+    )
+
+
+def note_results(
     run: Run, chosen: Sequence[Machine], playbook: Path, result: PlaybookResult
 ) -> None:
     """Write each machine's counts into its timeline."""
     failed = {failure.host: failure for failure in result.failures}
+    notes = []
     for machine in chosen:
         counts = result.hosts.get(machine.name)
         told = f"{playbook.name} {result.end}"
@@ -222,5 +228,7 @@ def record_results(
             told = f"{playbook.name} failed at task {failed[machine.name].step!r}"
         elif counts is not None:
             told = f"{playbook.name} finished: ok {counts.ok}, changed {counts.changed}"
-        data = {"flow_run_id": run.id, **(counts.model_dump() if counts else {})}
-        run.records.note([machine], kind="playbook-finished", message=told, data=data)
+        data = {"flow_run_id": run.id, "playbook": playbook.name, "tasks": result.tasks}
+        data |= counts.model_dump() if counts else {}
+        notes.append((machine.id, told, data))
+    run.records.note("playbook-finished", notes)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flows.records import Records
 
 _LEFTOVER_SECONDS = 5.0
+_MOST_TAGS = 8
 _current: ContextVar["Run"] = ContextVar("current_run")
 # Prefect notes a run's end after the flow's body has returned. A lock given back before that would
 # make a run that is ending look dead; the kernel gives it back with the process.
@@ -98,15 +99,19 @@ def machines_held(run: Run, machines: Sequence[Machine], log: Log) -> Iterator[N
 
 def end_leftovers(machines: Sequence[Machine], log: Log) -> None:
     """End processes that still work on machines whose locks are ours: their run is dead."""
-    for machine in machines:
-        left = processes.marked_with_machine(machine.id)
-        if left:
-            count = processes.end(left, grace=_LEFTOVER_SECONDS)
-            log.warning("%s: %d processes of a dead run ended", machine.name, count)
+    left = processes.marked_with_machine(*(machine.id for machine in machines))
+    if left:
+        count = processes.end(left, grace=_LEFTOVER_SECONDS)
+        log.warning("%d processes of a dead run ended", count)
 
 
 def label_run(names: Sequence[str]) -> None:
-    """Tag the top-level run with the machines it is about, unless it bears the tags already."""
+    """Tag the top-level run with the machines it is about, unless it bears the tags already.
+
+    A run about more than a handful is about the fleet, and bears none.
+    """
+    if len(names) > _MOST_TAGS:
+        return
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or context.flow_run.parent_task_run_id:
         return

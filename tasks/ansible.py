@@ -24,7 +24,7 @@ from fleet.settings import CHECKOUT, Settings
 from tasks.ansible_child import Ended, Order
 from tasks.ansible_events import Event
 from tasks.ansible_results import End, PlaybookResult, result_of
-from tasks.secrets import read_secrets, values_of
+from tasks.secrets import forms_of, read_secrets
 
 _KEPT_VARIABLES = ("HOME", "USER", "LOGNAME", "TZ")
 _POLL_SECONDS = 0.5
@@ -58,7 +58,6 @@ def run(
     secrets' file).
     """
     secrets = read_secrets(settings.secrets_file)
-    redact = _redact_event(Redactor(values_of(secrets)))
     began = time.monotonic()
     events: list[Event] = []
     with _private_dir(settings) as private_dir:
@@ -74,10 +73,10 @@ def run(
             run_mark=request.flow_run_id,
         )
         with _child(settings, request, order) as child:
-            end = _follow(child, events, began + settings.run_timeout, redact, on_event)
+            end = _follow(child, events, began + settings.run_timeout, on_event)
         if end is None:
             end = Ended(end=End.KILLED, status=None, note=_last_words(private_dir))
-    note = Redactor(values_of(secrets))(end.note)
+    note = Redactor(forms_of(secrets))(end.note)
     return result_of(events, end=end.end, duration=time.monotonic() - began, note=note)
 
 
@@ -177,7 +176,6 @@ def _follow(
     child: "subprocess.Popen[str]",
     events: list[Event],
     deadline: float,
-    redact: Callable[[Event], Event],
     on_event: Callable[[Event], None],
 ) -> Ended | None:
     """Take in the child's lines; how Ansible ended, or None if the child ended without a word."""
@@ -193,7 +191,7 @@ def _follow(
         said = json.loads(line)
         if "ended" in said:
             return Ended.model_validate(said["ended"])
-        event = redact(Event.model_validate(said))
+        event = Event.model_validate(said)
         events.append(event)
         on_event(event)
     return Ended(end=End.TIMEOUT, status=None)
@@ -206,18 +204,6 @@ def _read(stream: IO[str], lines: "queue.SimpleQueue[str | None]") -> None:
     except ValueError:
         pass  # closed by the main thread
     lines.put(None)
-
-
-def _redact_event(redactor: Redactor) -> Callable[[Event], Event]:
-    def redact(event: Event) -> Event:
-        texts = {
-            name: redactor(value)
-            for name in ("task", "play", "item", "text")
-            if (value := getattr(event, name))
-        }
-        return event.model_copy(update=texts)
-
-    return redact
 
 
 def _last_words(private_dir: Path) -> str:

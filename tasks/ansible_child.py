@@ -18,8 +18,10 @@ from pydantic import Field
 
 from fleet import processes
 from fleet.models import Frozen
-from tasks.ansible_events import compact
+from fleet.redaction import Redactor
+from tasks.ansible_events import EventReader
 from tasks.ansible_results import End
+from tasks.secrets import forms_of
 
 _GRACE_SECONDS = 3.0
 _POLL_SECONDS = 2
@@ -77,13 +79,14 @@ def _run(order: Order, lines: "queue.SimpleQueue[str | None]") -> Ended:
     import ansible_runner  # noqa: PLC0415 - its import is slow and only this process needs it
 
     vault = _write_vault(order)
+    reader = EventReader(Redactor(forms_of(order.secrets)))
 
     def on_event(event: dict[str, Any]) -> bool:
         if event.get("event") == "playbook_on_start":
             # Ansible has read them by now.
             for path in vault:
                 path.unlink(missing_ok=True)
-        told = compact(event)
+        told = reader.read(event)
         if told is not None:
             lines.put(told.model_dump_json(exclude_defaults=True))
         return False

@@ -1,12 +1,17 @@
 """What Ansible says while it works, cut down to what Muster needs. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fleet.models import Frozen
 
 TEXT_LENGTH = 2000
+_LONGEST_TEXT = 10 * TEXT_LENGTH
+_ITEM_LENGTH = 200
+_HALFWAY_TASKS = 20
+_OUTPUT = frozenset({"verbose", "warning", "error", "deprecated", "system_warning"})
+_STARTS = frozenset({"playbook_on_start", "playbook_on_play_start", "playbook_on_task_start"})
 _RESULTS = {
     "runner_on_ok": "ok",
     "runner_on_failed": "FAILED",
@@ -45,78 +50,78 @@ class Event(Frozen):
         return f"{self.role} : {name}" if self.role else name
 
 
-def compact(event: Mapping[str, Any]) -> Event | None:
-    """The part of an ansible-runner event that Muster needs; None for events without news."""
-    kind = str(event.get("event", ""))
-    data: Mapping[str, Any] = event.get("event_data") or {}
-    if kind in {"verbose", "warning", "error", "deprecated", "system_warning"}:
-        text = _clean(str(event.get("stdout") or ""))
-        return Event(kind=kind, text=text) if text else None
-    if kind == "playbook_on_stats":
-        return Event(kind=kind, stats=_stats(data))
-    if kind in {"playbook_on_play_start", "playbook_on_task_start", "playbook_on_start"} or (
-        kind.startswith("playbook_on_no_hosts")
-    ):
-        return _event(kind, data)
-    if kind in _RESULTS:
-        result = data.get("res")
-        return _event(kind, data, result if isinstance(result, Mapping) else {})
-    return None
+class EventReader:
+    """Reads ansible-runner's events, with the secrets taken out of every text by `redact`."""
 
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
 
-def _event(kind: str, data: Mapping[str, Any], result: Mapping[str, Any] | None = None) -> Event:
-    result = result or {}
-    return Event(
-        kind=kind,
-        host=data.get("host"),
-        task=_clean(str(data.get("task") or data.get("name") or "")) or None,
-        role=data.get("role"),
-        play=data.get("play"),
-        item=_item(result),
-        changed=bool(result.get("changed")),
-        ignored=bool(data.get("ignore_errors")),
-        text=_message(result) if kind != "runner_on_ok" or _is_debug(data) else "",
-        duration=data.get("duration"),
-    )
+    def read(self, event: Mapping[str, Any]) -> Event | None:
+        """The part of an event that Muster needs; None for events without news."""
+        kind = str(event.get("event", ""))
+        data: Mapping[str, Any] = event.get("event_data") or {}
+        if kind in _OUTPUT:
+            text = self._clean(str(event.get("stdout") or ""))
+            return Event(kind=kind, text=text) if text else None
+        if kind == "playbook_on_stats":
+            return Event(kind=kind, stats=_stats(data))
+        if kind in _STARTS or kind.startswith("playbook_on_no_hosts"):
+            return self._event(kind, data, {})
+        if kind in _RESULTS:
+            result = data.get("res")
+            return self._event(kind, data, result if isinstance(result, Mapping) else {})
+        return None
+
+    def _event(self, kind: str, data: Mapping[str, Any], result: Mapping[str, Any]) -> Event:
+        speaks = kind != "runner_on_ok" or _is_debug(data)
+        return Event(
+            kind=kind,
+            host=data.get("host"),
+            task=self._clean(str(data.get("task") or data.get("name") or "")) or None,
+            role=data.get("role"),
+            play=self._clean(str(data.get("play") or "")) or None,
+            item=self._item(result),
+            changed=bool(result.get("changed")),
+            ignored=bool(data.get("ignore_errors")),
+            text=self._message(result) if speaks else "",
+            duration=data.get("duration"),
+        )
+
+    def _item(self, result: Mapping[str, Any]) -> str | None:
+        label = result.get("_ansible_item_label", result.get("item"))
+        return None if label is None else self._clean(str(label))[:_ITEM_LENGTH]
+
+    def _message(self, result: Mapping[str, Any]) -> str:
+        """The most telling text of a task's result."""
+        message = self._clean(_text(result.get("msg", "")))
+        if not message or message.startswith(_GENERIC):
+            detail = next(self._details(result), "")
+            message = ": ".join(part for part in (message, detail) if part)
+        return message[:TEXT_LENGTH] or self._clean(_text(result.get("skip_reason") or ""))
+
+    def _details(self, result: Mapping[str, Any]) -> Iterator[str]:
+        """What else a result says of its failure, the most telling first."""
+        for name in ("stderr", "module_stderr", "stdout"):
+            if result.get(name):
+                yield self._clean(_text(result[name]))
+        for item in result.get("results") or ():
+            if isinstance(item, Mapping) and item.get("failed"):
+                yield f"{self._item(item) or 'item'}: {self._message(item)}"
+
+    def _clean(self, text: str) -> str:
+        # Cut after the secrets are out, or half of one could stay at the edge.
+        plain = _ANSI.sub("", text[:_LONGEST_TEXT]).replace("\r", "").strip()
+        return self._redact(plain)[:TEXT_LENGTH]
 
 
 def _is_debug(data: Mapping[str, Any]) -> bool:
     return str(data.get("task_action", "")).rpartition(".")[2] in {"debug", "assert", "fail"}
 
 
-def _item(result: Mapping[str, Any]) -> str | None:
-    label = result.get("_ansible_item_label", result.get("item"))
-    return None if label is None else _clean(str(label))[:200]
-
-
-def _message(result: Mapping[str, Any]) -> str:
-    """The most telling text of a task's result."""
-    message = _clean(_text(result.get("msg", "")))
-    if not message or message.startswith(_GENERIC):
-        details = [
-            _text(result.get(name))
-            for name in ("stderr", "module_stderr", "stdout")
-            if result.get(name)
-        ]
-        details += [
-            f"{_item(item) or 'item'}: {_message(item)}"
-            for item in result.get("results") or ()
-            if isinstance(item, Mapping) and item.get("failed")
-        ]
-        message = ": ".join(part for part in (message, *(_clean(d) for d in details[:1])) if part)
-    if not message and result.get("skip_reason"):
-        message = _text(result["skip_reason"])
-    return message[:TEXT_LENGTH]
-
-
 def _text(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "\n".join(str(part) for part in value)
     return str(value)
-
-
-def _clean(text: str) -> str:
-    return _ANSI.sub("", text).replace("\r", "").strip()[:TEXT_LENGTH]
 
 
 def _stats(data: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -150,11 +155,13 @@ def log_line(event: Event) -> str | None:
     return None
 
 
-def progress(tasks: int, expected: int = 40) -> float:
-    """Percent of a run after so many tasks. Their number is not known beforehand, so the figure
-    nears 99 and reaches 100 at the end alone.
+def progress(tasks: int, expected: int | None = None) -> float:
+    """Percent of a run after so many tasks, 99 at most: the end alone makes it 100.
+
+    `expected` is how many the last run had; without one the figure nears 99 ever more slowly.
     """
-    return round(99.0 * (1.0 - 2.0 ** (-2.0 * tasks / expected)), 1)
+    share = tasks / expected if expected else 1.0 - 2.0 ** (-tasks / _HALFWAY_TASKS)
+    return round(99.0 * min(1.0, share), 1)
 
 
 def is_failure(event: Event) -> bool:

@@ -1,5 +1,7 @@
 """The operator's secret Ansible variables: one YAML file that nobody else can read."""
 
+import base64
+import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,13 +44,20 @@ def read_secrets(path: Path) -> dict[str, Any]:
     return content
 
 
-def values_of(secrets: Any) -> Iterator[str]:
-    """Every text and number among the secrets, however deeply nested."""
+def forms_of(secrets: Any) -> Iterator[str]:
+    """Every text and number among the secrets, in each form in which it may be printed."""
+    for value in _values(secrets):
+        quoted = {repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False)}
+        yield from {value, *(form[1:-1] for form in quoted)}
+        yield base64.b64encode(value.encode()).decode()
+
+
+def _values(secrets: Any) -> Iterator[str]:
     if isinstance(secrets, dict):
         for value in secrets.values():
-            yield from values_of(value)
+            yield from _values(value)
     elif isinstance(secrets, list):
         for value in secrets:
-            yield from values_of(value)
+            yield from _values(value)
     elif isinstance(secrets, (str, int, float)) and not isinstance(secrets, bool):
         yield str(secrets)

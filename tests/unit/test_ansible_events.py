@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.ansible_events import TEXT_LENGTH, Event, compact, is_failure, log_line, progress
+from fleet.redaction import Redactor
+from tasks.ansible_events import TEXT_LENGTH, Event, EventReader, is_failure, log_line, progress
+
+
+def compact(event: dict[str, Any]) -> Event | None:
+    return EventReader(str).read(event)
 
 
 def raw(kind: str, **data: Any) -> dict[str, Any]:
@@ -128,7 +133,25 @@ def test_whatever_a_module_returns_fits(
     assert log_line(told)
 
 
-@given(st.integers(0, 100_000))
-def test_progress_rises_and_never_arrives(tasks: int) -> None:
+@given(st.integers(0, 100_000), st.none() | st.integers(1, 1000))
+def test_progress_rises_and_never_arrives(tasks: int, expected: int | None) -> None:
     """More tasks, no less progress; the hundred is left to the end."""
-    assert 0.0 <= progress(tasks) <= progress(tasks + 1) <= 99.0
+    assert 0.0 <= progress(tasks, expected) <= progress(tasks + 1, expected) <= 99.0
+
+
+def test_progress_follows_the_last_run() -> None:
+    """Half of the tasks that the last run had are half of the way."""
+    assert 49.5 == progress(15, 30)
+
+
+def test_secrets_are_out_before_a_text_is_cut() -> None:
+    """No half of a secret stays at the edge of a long message, a name or an item."""
+    hush = "hush-" * 10
+    reader = EventReader(Redactor([hush]))
+    text = "x" * (TEXT_LENGTH - 20) + hush
+    told = reader.read(raw("runner_on_failed", res={"msg": text, "item": hush}, play=hush))
+    assert told is not None
+    assert "hush" not in told.model_dump_json()
+    named = reader.read(raw("playbook_on_task_start", task=f"With {hush}"))
+    assert named is not None
+    assert "With [redacted]" == named.task

@@ -1,15 +1,20 @@
 """Around Ansible's process: its environment, its private folder, and the secrets' file."""
 
+import base64
+import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet import processes
 from fleet.errors import SetupFailed
+from fleet.redaction import Redactor
 from fleet.settings import Settings
 from tasks.ansible import PlaybookRun, environment, private_parent
-from tasks.secrets import read_secrets, values_of
+from tasks.secrets import forms_of, read_secrets
 
 
 def test_nothing_of_ours_but_the_marks_reaches_ansible(tmp_path: Path) -> None:
@@ -51,7 +56,16 @@ def test_secrets_are_read_from_a_private_file(tmp_path: Path) -> None:
     assert {} == read_secrets(path)
     path.write_text("token: abc\nnested: {list: [1, two]}\n")
     assert {"token": "abc", "nested": {"list": [1, "two"]}} == read_secrets(path)
-    assert ["abc", "1", "two"] == list(values_of(read_secrets(path)))
+    assert {"abc", "1", "two"} < set(forms_of(read_secrets(path)))
+
+
+@given(st.text(min_size=4, alphabet=st.characters(codec="utf-8")))
+def test_a_secret_is_masked_in_every_form(secret: str) -> None:
+    """As it is, as JSON and Python print it, and in base64."""
+    redact = Redactor(forms_of({"a": [{"b": secret}]}))
+    printed = [json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret)]
+    assert {"[redacted]"} == {redact(f"{form[1:-1]}") for form in printed}
+    assert "[redacted]" == redact(base64.b64encode(secret.encode()).decode())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from fleet import errors
+from fleet.todo import SEVERAL
 
 MACHINE_TAG = "machine:"
 # The recorder's own failures would make an entry about making an entry.
@@ -24,7 +25,7 @@ _OUR_ERROR = re.compile(
 def machine_of(tags: Sequence[str]) -> str:
     """The machine that a run's tags name, or `-` if they name none or several."""
     named = [tag.removeprefix(MACHINE_TAG) for tag in tags if tag.startswith(MACHINE_TAG)]
-    return named[0] if len(named) == 1 else "-"
+    return named[0] if len(named) == 1 else SEVERAL
 
 
 def reason_of(message: str | None, name: str) -> str:

@@ -20,6 +20,8 @@ HEADER = """\
 Failures that want a person, newest last. Muster adds entries and ticks those that a later run
 healed; edit freely, but leave the `muster:` comments where they are.
 """
+# What stands for the machine of a run about none or several.
+SEVERAL = "-"
 _LOCK_SECONDS = 30
 _REASON_LENGTH = 300
 _EXCERPT_LINES = 20
@@ -107,17 +109,19 @@ def read(path: Path) -> list[Listed]:
 
 
 def parse(text: str) -> list[Listed]:
-    return [
-        Listed(
-            open=found["tick"] == " ",
-            title=found["title"],
-            flow=found["flow"],
-            machine=found["machine"],
-            flow_run_id=found["run"],
-            attempt=int(found["attempt"]),
-        )
-        for found in _ENTRY.finditer(text)
-    ]
+    """The entries of a file's text, in its order."""
+    return [_listed(found) for found in _ENTRY.finditer(text)]
+
+
+def _listed(found: re.Match[str]) -> Listed:
+    return Listed(
+        open=found["tick"] == " ",
+        title=found["title"],
+        flow=found["flow"],
+        machine=found["machine"],
+        flow_run_id=found["run"],
+        attempt=int(found["attempt"]),
+    )
 
 
 def with_entry(text: str, entry: Entry) -> str:
@@ -145,16 +149,25 @@ def render(entry: Entry) -> str:
     return "\n".join(lines) + "\n"
 
 
+def heals(*, flow_run_id: str, flow: str, machine: str, failed: Listed) -> bool:
+    """Whether the success of a run heals a failed one: its own earlier attempt, or the same flow's
+    for the same machine. A run about several machines heals only itself.
+    """
+    if failed.flow_run_id == flow_run_id:
+        return True
+    return machine != SEVERAL and (_word(flow), _word(machine)) == (failed.flow, failed.machine)
+
+
 def ticked(text: str, *, flow_run_id: str, flow: str, machine: str, now: datetime) -> str:
     """`text` with the entries that the run heals ticked, each saying by which run and when."""
-    healed = (_word(flow), _word(machine))
     at = now.strftime(_AT)
 
     def heal(found: re.Match[str]) -> str:
-        matches = found["run"] == flow_run_id or (found["flow"], found["machine"]) == healed
+        failed = _listed(found)
+        matches = heals(flow_run_id=flow_run_id, flow=flow, machine=machine, failed=failed)
         failed_at = _BEGINS_WITH_TIME.match(found["title"])
         is_newer = failed_at is not None and failed_at[0] > at
-        if found["tick"] == "x" or is_newer or not matches:
+        if not failed.open or is_newer or not matches:
             return found[0]
         head, _, mark = found[0].rpartition("\n")
         return f"- [x]{head[5:]}\n  - healed {at} by run {flow_run_id}\n{mark}"
@@ -163,8 +176,8 @@ def ticked(text: str, *, flow_run_id: str, flow: str, machine: str, now: datetim
 
 
 def _word(text: str) -> str:
-    """A word for the mark, free of white space; `-` when there is nothing to say."""
-    return re.sub(r"\s+", "", _line(text)) or "-"
+    """A word for the mark, free of white space."""
+    return re.sub(r"\s+", "", _line(text)) or SEVERAL
 
 
 def _line(text: str) -> str:

@@ -69,12 +69,6 @@ def failures(history: Sequence[StateChange]) -> list[tuple[int, StateChange]]:
     return todo.attempts(history, lambda state: state.type in FAILED_STATES)
 
 
-def heals(run: FlowRun, entry: todo.Listed) -> bool:
-    """Whether a success of the run may heal the entry: its own, or its flow's for its machine."""
-    subject = (run.deployment, run.machine)
-    return run.id == entry.flow_run_id or subject == (entry.flow, entry.machine)
-
-
 class Reconciler:
     """A thread that reconciles at start and every `settings.reconcile_every` seconds."""
 
@@ -177,11 +171,9 @@ class Reconciler:
         for run in reversed(runs):
             if run.state is None or run.state_type != "COMPLETED":
                 continue
-            if any(heals(run, entry) for entry in unhealed):
-                todo.tick(
-                    path, flow_run_id=run.id, flow=run.deployment, machine=run.machine,
-                    now=run.state.timestamp,
-                )  # fmt: skip
+            subject = {"flow_run_id": run.id, "flow": run.deployment, "machine": run.machine}
+            if any(todo.heals(**subject, failed=entry) for entry in unhealed):
+                todo.tick(path, **subject, now=run.state.timestamp)
 
     def _record(self, run: FlowRun) -> None:
         failed = failures(self._orchestrator.history(run.id))

@@ -64,6 +64,13 @@ def test_nothing_else_heals() -> None:
     assert text == heal(text, "another", flow="run-playbook")
 
 
+def test_a_run_about_several_machines_heals_itself_alone() -> None:
+    """Success on one group of machines says nothing of a failure on another."""
+    text = todo.with_entry("", replace(ENTRY, machine="-"))
+    assert text == heal(text, "another", machine="-")
+    assert text != heal(text, ENTRY.flow_run_id, machine="-")
+
+
 def test_handwriting_survives() -> None:
     """Lines that people add stay where they are."""
     text = todo.with_entry("# Mine\n\n- [ ] buy a switch\n", ENTRY) + "\nA note.\n"

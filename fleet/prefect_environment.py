@@ -26,6 +26,8 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "1",
+        # On, it would call a run cancelled whose process then begins all the same.
+        "PREFECT_WORKER_ENABLE_CANCELLATION": "false",
         "PREFECT_LOGGING_COLORS": "false",
         "PREFECT_WORKER_QUERY_SECONDS": _WORKER_QUERY_SECONDS,
     }

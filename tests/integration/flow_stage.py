@@ -179,13 +179,14 @@ class Stage:
 
         return wait_for("ansible-playbook", look)
 
+    def processes_of(self, run: FlowRun) -> list[psutil.Process]:
+        """The living processes of the flow run itself."""
+        found = processes.marked(processes.PREFECT_RUN_MARK, run.id)
+        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+
     def process_of(self, run: FlowRun) -> psutil.Process:
-        """The process of the flow run itself."""
-
-        def look() -> psutil.Process | None:
-            return next(iter(processes.marked(processes.PREFECT_RUN_MARK, run.id)), None)
-
-        return wait_for("the flow's process", look)
+        """The process of the flow run itself, once it lives."""
+        return wait_for("the flow's process", lambda: self.processes_of(run))[0]
 
     def inside(self, *command: str) -> str:
         """Run a command in the machine and return what it prints."""

@@ -208,6 +208,20 @@ def test_cancelling_ends_ansible_and_frees_the_machine(stage: Stage) -> None:
     assert "COMPLETED" == stage.end_of(again)
 
 
+def test_a_run_that_is_cancelled_before_it_begins_does_nothing(stage: Stage) -> None:
+    """Its process ends without a word; that it is Cancelled is for the reconciler to say."""
+    stage.play(playbook(COUNTS))
+    run, _ = stage.call_home()
+    wait_for("the worker", lambda: stage.state(run) == "PENDING")
+    stage.orchestrator.cancel(run.id)
+    stage.process_of(run)
+    wait_for("the end of its process", lambda: not stage.processes_of(run), 60)
+    assert 0 == runs_counted(stage)
+    assert "CANCELLING" == stage.state(run)
+    assert not stage.entries(run)
+    stage.orchestrator.settle(run.id, "CANCELLED", "its process is gone")
+
+
 def test_an_unreachable_machine_is_tried_again_and_then_recorded(stage: Stage) -> None:
     """Waiting may cure it, so it is tried as often as the settings say, and again on Retry."""
     stage.inside("systemctl", "stop", "ssh")

@@ -2,6 +2,8 @@
 
 import time
 
+import psutil
+
 from bench.figures import Figure
 from bench.plane import Plane
 from fleet import processes
@@ -15,7 +17,10 @@ def measure(plane: Plane) -> list[Figure]:
     proportional, resident, count = [], [], 0
     for _ in range(RUNS):
         time.sleep(REST_SECONDS)
-        own = processes.marked(processes.HOME_MARK, str(plane.settings.home))
+        own = [
+            psutil.Process(plane.up),
+            *processes.marked(processes.HOME_MARK, str(plane.settings.home)),
+        ]
         sizes = [process.memory_full_info() for process in own]
         count = len(own)
         proportional.append(sum(size.pss for size in sizes) / 2**20)

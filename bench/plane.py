@@ -27,6 +27,8 @@ class Plane:
 
     settings: Settings
     registry: Registry
+    up: int
+    """The process id of `./muster up` itself."""
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def control_plane(*arguments: str, **variables: str) -> Iterator[Plane]:
     try:
         wait_for("the control plane", lambda: _is_up(up, settings), START_SECONDS)
         registry = open_registry(settings.registry_url)
-        yield Plane(settings, registry)
+        yield Plane(settings, registry, up.pid)
         registry.close()
     except BaseException:
         print((home / "up.out").read_text(errors="replace")[-4000:])

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
@@ -114,6 +114,15 @@ def private_parent(settings: Settings) -> Path:
     return Path(tempfile.gettempdir()) / f"muster-runs-{digest}"
 
 
+def _remove(settings: Settings, path: Path) -> None:
+    """Remove a private folder, and its parent if that stands among other programs' files."""
+    with FileLock(settings.locks_dir / "runs.lock", timeout=_LOCK_SECONDS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.is_relative_to(settings.home):
+            with suppress(OSError):  # another run's folder is still there
+                path.parent.rmdir()
+
+
 @contextmanager
 def _private_dir(settings: Settings) -> Iterator[Path]:
     """A folder for one run, mode 0700; folders whose run is dead are removed first."""
@@ -126,7 +135,7 @@ def _private_dir(settings: Settings) -> Iterator[Path]:
                 if not locks.is_held(old / "lock"):
                     shutil.rmtree(old, ignore_errors=True)
             path = Path(tempfile.mkdtemp(dir=parent))
-            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            stack.callback(_remove, settings, path)
             held = locks.hold(path / "lock", what=str(path), timeout=_LOCK_SECONDS)
             stack.enter_context(held)
         yield path

@@ -128,6 +128,7 @@ def test_events_arrive_while_the_playbook_runs(bench: Bench) -> None:
 
 def test_the_machine_is_verified_as_the_playbook_left_it(bench: Bench) -> None:
     """Name, id and roles are read over SSH; without facts it is refused."""
+    ssh.pin_host_keys(bench.settings, bench.machine)
     bench.inside("rm -f /etc/ansible/facts.d/muster.fact")
     with pytest.raises(VerificationFailed, match="has no facts"):
         ssh.verify(bench.settings, bench.machine)
@@ -325,3 +326,19 @@ def test_folders_of_dead_runs_are_removed(bench: Bench) -> None:
     (left / "lock").touch()
     bench.play(playbook())
     assert not left.exists()
+
+
+def test_a_home_with_a_long_path_works_and_leaves_nothing(bench: Bench, tmp_path: Path) -> None:
+    """ssh's sockets get a short place, which goes with the run."""
+    home = tmp_path / ("long" * 20)
+    home.mkdir()
+    values: dict[str, Any] = bench.settings.model_dump()
+    values |= {"home": home, "ssh_key_path": bench.settings.ssh_key_file}
+    settings = Settings(**values)
+    settings.playbook.write_text(playbook(), encoding="utf-8")
+    ssh.pin_host_keys(settings, bench.machine)
+    inventory.refresh(settings, [bench.machine])
+    request = PlaybookRun(playbook=settings.playbook, limit=(NAME,), flow_run_id=RUN)
+    result = run(settings, request, on_event=lambda event: None)
+    assert error_of(result, "site.yaml") is None
+    assert not private_parent(settings).exists()

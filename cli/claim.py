@@ -12,6 +12,10 @@ from fleet import locks
 from fleet.errors import DeadlineExceeded, SetupFailed
 from fleet.settings import Settings
 
+# Homes with longer paths keep what is temporary where the system does, as tasks/ansible.py does
+# with the private folders of runs.
+_LONGEST_TEMPORARY = 64
+
 
 class Claim(BaseModel):
     """Who runs `up` on a home, and where it listens."""
@@ -29,6 +33,15 @@ class Claim(BaseModel):
 def run_dir(settings: Settings) -> Path:
     """Where lock, sockets and generated configuration are; only its owner may look inside."""
     return settings.home / "run"
+
+
+def temporary_dir(settings: Settings) -> Path | None:
+    """Where the control plane's processes keep what is temporary: the home's own folder, since
+    Prefect names folders below TMPDIR that another user's Prefect may have made. None if the
+    home's path is too long for the sockets that some programs put there.
+    """
+    path = settings.home / "tmp"
+    return path if len(str(path).encode()) <= _LONGEST_TEMPORARY else None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from cli import supervisor
-from cli.claim import run_dir
+from cli.claim import run_dir, temporary_dir
 from cli.render import Reporter
 from cli.supervisor import Program, Supervisor
 from fleet import processes
@@ -43,8 +43,10 @@ def programs(settings: Settings, *, laboratory: bool) -> list[Program]:
 def environment(settings: Settings, inherited: Mapping[str, str]) -> dict[str, str]:
     """What every process of the control plane gets: settings, Prefect's, and the home's mark."""
     binaries = str(Path(sys.executable).parent)
+    temporary = temporary_dir(settings)
     return {
         **inherited,
+        **({"TMPDIR": str(temporary)} if temporary else {}),
         "PATH": f"{binaries}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         **settings.to_environment(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from cli.claim import run_dir
+from cli.claim import run_dir, temporary_dir
 from fleet import processes
 from fleet.errors import SetupFailed
 from fleet.settings import Settings
@@ -28,7 +28,8 @@ class Port:
 
 def make_folders(settings: Settings) -> None:
     """Make the home's folders. Raises SetupFailed when this user may not write there."""
-    private = (run_dir(settings), settings.ssh_key_file.parent)
+    temporary = temporary_dir(settings)
+    private = [run_dir(settings), settings.ssh_key_file.parent, *([temporary] if temporary else [])]
     try:
         # Logs and registry are nobody else's business; an existing home keeps its owner's mode.
         settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -20,7 +20,8 @@ from tests.e2e.truth import Snapshot, observe, overlapping, problems
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
 NAMES = ("lab-1", "lab-2")
-STEPS = 8
+# Long enough that the first machine is still at work when the other has begun.
+STEPS = 20
 RECONCILE_EVERY = 2.0
 LOST_RUN_GRACE = 12.0
 SETTLE_SECONDS = 150.0

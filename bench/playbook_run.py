@@ -8,17 +8,22 @@ from pathlib import Path
 
 from bench.figures import Figure
 from bench.plane import Plane, wait_for
+from fleet import machines
 from fleet.settings import CHECKOUT
+from fleet.states import MachineState
 from netboot.orchestrator import FINAL_STATES, Orchestrator
 
 PLAY = CHECKOUT / "bench" / "play.yaml"
+MACHINE = "lab-1"
 RUNS = 5
 RUN_SECONDS = 300
+READY_SECONDS = 300
 _VENV = CHECKOUT / ".venv" / "bin"
 
 
 def measure(plane: Plane) -> list[Figure]:
     """Bare, then as a flow, over and over; the ratio is taken pair by pair."""
+    wait_for(f"{MACHINE} to be ready", lambda: _is_ready(plane), READY_SECONDS)
     orchestrator = Orchestrator(plane.settings)
     pairs = [(_bare(plane), _as_flow(orchestrator)) for _ in range(RUNS + 1)][1:]
     orchestrator.close()
@@ -34,9 +39,15 @@ def measure(plane: Plane) -> list[Figure]:
     ]
 
 
+def _is_ready(plane: Plane) -> bool:
+    with plane.registry.read() as session:
+        found = {machine.name: machine.state for machine in machines.listing(session)}
+    return found.get(MACHINE) is MachineState.READY
+
+
 def _bare(plane: Plane) -> float:
-    sources = ["-i", str(CHECKOUT / "inventory"), "-i", str(plane.settings.inventory_dir)]
-    command = [str(_VENV / "ansible-playbook"), *sources, "--limit", "lab-1", str(PLAY)]
+    sources = ["-i", str(CHECKOUT / "inventory")]
+    command = [str(_VENV / "ansible-playbook"), *sources, "--limit", MACHINE, str(PLAY)]
     environment = os.environ | {
         "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
         "MUSTER_HOME": str(plane.settings.home),
@@ -51,7 +62,7 @@ def _bare(plane: Plane) -> float:
 def _as_flow(orchestrator: Orchestrator) -> float:
     run = orchestrator.create_run(
         "run-playbook/run-playbook",
-        {"limit": "lab-1", "playbook": str(PLAY)},
+        {"limit": MACHINE, "playbook": str(PLAY)},
         idempotency_key=str(uuid.uuid4()),
         name="bench",
         tags=[],

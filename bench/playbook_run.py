@@ -7,12 +7,14 @@ import time
 import uuid
 from pathlib import Path
 
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from bench.figures import Figure
 from bench.plane import Plane, wait_for
 from fleet import machines
 from fleet.settings import CHECKOUT
 from fleet.states import MachineState
-from netboot.orchestrator import FINAL_STATES, Orchestrator
+from netboot.orchestrator import FINAL_STATES, FlowRun, Orchestrator, PrefectUnavailable
 
 PLAY = CHECKOUT / "bench" / "play.yaml"
 EMPTY_PLAY = CHECKOUT / "bench" / "empty.yaml"
@@ -72,18 +74,31 @@ def _bare(plane: Plane, play: Path) -> float:
 
 
 def _as_flow(orchestrator: Orchestrator, play: Path) -> float:
-    run = orchestrator.create_run(
-        "run-playbook/run-playbook",
-        {"limit": MACHINE, "playbook": str(play)},
-        idempotency_key=str(uuid.uuid4()),
-        name="bench",
-        tags=[],
-    )
+    run = _create_run(orchestrator, play, str(uuid.uuid4()))
 
     def ended() -> bool:
-        return orchestrator.history(run.id)[-1].type in FINAL_STATES
+        try:
+            return orchestrator.history(run.id)[-1].type in FINAL_STATES
+        except PrefectUnavailable:
+            return False
 
     wait_for("the run of the play", ended, RUN_SECONDS)
     states = {state.type: state.timestamp for state in orchestrator.history(run.id)}
     assert "COMPLETED" in states, f"the run of the play ended {sorted(states)}"
     return (states["COMPLETED"] - states["RUNNING"]).total_seconds()
+
+
+# On SQLite, Prefect now and then answers that its database is locked; the key makes one run.
+@retry(
+    retry=retry_if_exception_type(PrefectUnavailable),
+    wait=wait_fixed(1),
+    stop=stop_after_delay(RUN_SECONDS),
+)
+def _create_run(orchestrator: Orchestrator, play: Path, key: str) -> FlowRun:
+    return orchestrator.create_run(
+        "run-playbook/run-playbook",
+        {"limit": MACHINE, "playbook": str(play)},
+        idempotency_key=key,
+        name="bench",
+        tags=[],
+    )
